@@ -1,0 +1,91 @@
+"""The Image protocol and `open_image`: the only place that knows about modalities.
+
+Axis order, said once: tuples are x first, (x, y) or (x, y, z); arrays are (height, width, channel) and (z, y, x).
+After `open_image` everything is pixels at the resolution the settings asked for.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import SeriesSettings, SlideSettings
+
+READ_OK, READ_FAILED = 0, 1
+"""Status of one tile: its pixels are there, or could not be decoded (its pixels are then white or black filler)."""
+
+
+class Image(Protocol):
+    """A calibrated image, opened at the resolution its settings ask for.
+
+    `extent` is in pixels at that resolution, x first: (x, y) for a slide, (x, y, z) for a series.
+    `tile_size` and `tile_stride` are in the same pixels. `properties` is JSON for the store's attributes: effective
+    mpp and where it came from, spacing, window names. It holds nothing that identifies a patient.
+    """
+
+    extent: tuple[int, ...]
+    tile_size: tuple[int, ...]
+    tile_stride: tuple[int, ...]
+    min_foreground: float
+    properties: dict[str, object]
+
+    def foreground(self, origins: NDArray[np.int32], size: tuple[int, ...]) -> NDArray[np.float32]:
+        """Share of each tile that shows something: (tile,) between 0 and 1. Origins (tile, axis), x first."""
+        ...
+
+    def read(
+        self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Pixels (tile, height, width, 3) and a status (tile,) READ_OK or READ_FAILED, in the order of `origins`."""
+        ...
+
+    def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
+        """A picture of the whole (the middle slice of a series): (height, width, 3), longest side as asked."""
+        ...
+
+    def arrays(self) -> dict[str, NDArray[np.int16]]:
+        """What a later stage needs to open the image without its raw files: the HU volume (z, y, x), or nothing."""
+        ...
+
+
+def open_image(path: Path, settings: SlideSettings | SeriesSettings, mpp: float | None = None) -> Image:
+    """Open a slide file or a folder of DICOM files with the reader its settings are for.
+
+    Args:
+        path: a slide's first file, or a folder of CT DICOM files.
+        settings: the modality's section of the config.
+        mpp: the user's own µm per pixel of this slide at its finest level, in place of what the file says.
+
+    Raises:
+        ImageError: the content cannot be used; the message says what was found and what to do, and names no path.
+    """
+    match settings:
+        case SlideSettings():
+            from pipeline.images.slide import Slide
+
+            return Slide(path, settings, mpp)
+        case SeriesSettings():
+            from pipeline.images.series import Series
+
+            return Series.from_dicom(path, settings)
+
+
+def reopen_image(
+    path: Path,
+    settings: SlideSettings | SeriesSettings,
+    arrays: dict[str, NDArray[np.int16]],
+    properties: dict[str, object],
+    mpp: float | None = None,
+) -> Image:
+    """Open an image that `tile` has seen: a slide from its raw file, a series from the arrays its store keeps.
+
+    Windows are applied here and not at `tile`, so that a new window set never reads DICOM again.
+    """
+    match settings:
+        case SlideSettings():
+            return open_image(path, settings, mpp)
+        case SeriesSettings():
+            from pipeline.images.series import Series
+
+            return Series(arrays["hu"], settings, properties)
