@@ -1,0 +1,235 @@
+"""Maps a stage over the images of a shard, so that one bad image costs one row and a finished image is never redone.
+
+The worker is a light parent, which remembers, and a child, which reads images and may die of one. What is remembered is
+a row per image, written the moment the image is finished:
+`results/<stage>/<settings>/<image>/<what it was made of>.row.json`.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import EmptyImage, ImageError, PipelineError, one_line
+from pipeline.store import digest, read_json, write_json
+
+Row = dict[str, Any]
+"""`id`, `kind`, `status` (done, empty, failed), `reason`, `stage`, `instances`, `seconds`; of a done one also `store`,
+`key` and what else the stage reports."""
+
+Beat = Callable[[int, int], None]
+"""Called with tiles done and tiles in all, as often as is convenient: the parent sees that the child is alive."""
+
+Work = Callable[[dict[str, Any], Beat], Row]
+"""Makes one image's store and returns what its row says beside id, status and seconds."""
+
+DEATHS = 2
+"""A child that dies this often on one image makes it a failed row."""
+
+PROGRESS_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a child may take."""
+
+    silence_seconds: float
+    memory_mb: float
+
+
+@dataclass(slots=True)
+class Shard:
+    """The images of one shard, and where what is known of them is kept."""
+
+    stage: str
+    folder: Path
+    """results/<stage>/<settings>"""
+    images: list[dict[str, Any]]
+    """Entries of the plan slice; `made_of` of each names what its row depends on beside the settings."""
+
+    def row_path(self, image: dict[str, Any]) -> Path:
+        """Where the row of an image is kept."""
+        return self.folder / str(image["id"]) / f"{digest(image['made_of'], 12)}.row.json"
+
+    def remembered(self, image: dict[str, Any]) -> Row | None:
+        """The row of an image that was finished before, unless its store is gone."""
+        path = self.row_path(image)
+        if not path.exists():
+            return None
+        row: Row = read_json(path)
+        gone = row["status"] == "done" and not Path(row["store"]).exists()
+        return None if gone else row
+
+    def remember(self, image: dict[str, Any], row: Row) -> Row:
+        """Complete a row and keep it."""
+        full: Row = {"id": image["id"], "kind": image["kind"], "stage": self.stage, "reason": "", "instances": 0, **row}
+        write_json(self.row_path(image), full)
+        return full
+
+
+def map_shard(shard: Shard, start: Callable[[], Work], limits: Limits) -> list[Row]:
+    """Rows of all images of a shard, in its order; only those that nobody finished before are worked on.
+
+    Args:
+        shard: the images.
+        start: called once in the child, and only when there is work: imports what is heavy, loads a model.
+        limits: on the child.
+
+    Raises:
+        PipelineError: the machine and not an image is at fault (disk full, no permission, no GPU, missing weights);
+            what was finished stays finished.
+    """
+    rows = {image["id"]: row for image in shard.images if (row := shard.remembered(image)) is not None}
+    todo = [image for image in shard.images if image["id"] not in rows]
+    say(f"{shard.stage}: {len(shard.images)} images, {len(rows)} finished before, {len(todo)} to do")
+    deaths: dict[str, int] = {}
+    while todo:
+        finished, died_on, cause = _run_child(shard, todo, start, limits, len(shard.images))
+        rows.update({row["id"]: row for row in finished})
+        todo = todo[len(finished) :]
+        if not cause:
+            continue
+        if died_on is None:
+            raise PipelineError(
+                f"{shard.stage}: the worker's process {cause} before its first image: see the log above"
+            )
+        deaths[died_on] = deaths.get(died_on, 0) + 1
+        say(f"{died_on}: the process that read it {cause} ({deaths[died_on]} of {DEATHS})")
+        if deaths[died_on] >= DEATHS:
+            row = {"status": "failed", "reason": f"the process that read it {cause}, {DEATHS} times", "seconds": 0}
+            rows[died_on] = shard.remember(todo[0], row)
+            todo = todo[1:]
+    return [rows[image["id"]] for image in shard.images]
+
+
+def say(line: str) -> None:
+    """Print a line of the log with the time of day, at once."""
+    print(time.strftime("%H:%M:%S"), line.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def _run_child(
+    shard: Shard, todo: list[dict[str, Any]], start: Callable[[], Work], limits: Limits, total: int
+) -> tuple[list[Row], str | None, str]:
+    """Work through images in a child: rows it finished, the image it died on, and how it died ('' if it did not)."""
+    context = multiprocessing.get_context("fork")  # the parent has no threads and no CUDA, so a fork is safe and fast
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(sender, shard, todo, start, os.getpid()), daemon=True)
+    child.start()
+    sender.close()
+    finished: list[Row] = []
+    current: str | None = None
+    heard = shown = time.monotonic()
+    cause = ""
+    try:
+        while True:
+            if not receiver.poll(0.2):
+                cause = _excess(child.pid, time.monotonic() - heard, limits)
+                if cause:
+                    return finished, current, cause
+                continue
+            try:
+                message = json.loads(receiver.recv_bytes())
+            except EOFError:
+                child.join()
+                return finished, current, _death(child.exitcode)
+            heard = time.monotonic()
+            match message["what"]:
+                case "start":
+                    current = message["id"]
+                case "beat" if heard - shown > PROGRESS_SECONDS:
+                    shown = heard
+                    say(f"{current}: {message['done']} of {message['all']} tiles")
+                case "row":
+                    finished.append(message["row"])
+                    current = None
+                    say(_summary(message["row"], total - len(todo) + len(finished), total))
+                case "error":
+                    raise PipelineError(message["line"]) if message["ours"] else RuntimeError(message["line"])
+                case "end":
+                    return finished, None, ""
+    finally:
+        child.kill()
+        child.join()
+
+
+def _excess(pid: int | None, silence: float, limits: Limits) -> str:
+    """How a child went beyond its limits; '' if it did not."""
+    import psutil
+
+    if silence > limits.silence_seconds:
+        return f"said nothing for {limits.silence_seconds:g} s (silence_seconds)"
+    try:
+        used = psutil.Process(pid).memory_info().rss / 2**20
+    except psutil.Error:
+        return ""
+    return f"took more than {limits.memory_mb:g} MB of memory (mem_mb)" if used > limits.memory_mb else ""
+
+
+def _death(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return f"was killed by {signal.Signals(-exitcode).name}"
+    return f"ended with exit code {exitcode}"
+
+
+def _summary(row: Row, number: int, total: int) -> str:
+    seconds = row.get("seconds", 0)
+    if row["status"] != "done":
+        return f"{number}/{total} {row['id']}: {row['status']}: {row['reason']}"
+    rate = row["instances"] / seconds if seconds else 0
+    return f"{number}/{total} {row['id']}: {row['instances']} tiles, {seconds:.2f} s, {rate:.0f} tiles/s"
+
+
+def _child(
+    sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: Callable[[], Work], parent: int
+) -> None:
+    """The child's life: start once, then image after image; all it knows it says through the pipe."""
+    threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
+    last = 0.0
+
+    def tell(**message: object) -> None:
+        sender.send_bytes(json.dumps(message).encode())
+
+    def beat(done: int, of: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 0.5:
+            last = time.monotonic()
+            tell(what="beat", done=done, all=of)
+
+    try:
+        work = start()
+        for image in todo:
+            tell(what="start", id=image["id"])
+            began = time.monotonic()
+            try:
+                row = {"status": "done", **work(image, beat)}
+            except ImageError as error:
+                row = {"status": "empty" if isinstance(error, EmptyImage) else "failed", "reason": one_line(error)}
+            row.setdefault("seconds", round(time.monotonic() - began, 3))
+            tell(what="row", row=shard.remember(image, row))
+        tell(what="end")
+    except PipelineError as error:
+        tell(what="error", ours=True, line=one_line(error))
+    except OSError as error:  # not an image's: the disk is full, results cannot be written
+        tell(
+            what="error",
+            ours=True,
+            line=f"{error.filename or shard.folder}: {one_line(error)}: mend this and run again",
+        )
+    except BaseException as error:
+        traceback.print_exc()
+        tell(what="error", ours=False, line=f"{type(error).__name__}: {one_line(error)}")
+
+
+def _leave_with_parent(parent: int) -> None:
+    """End this process when its parent is gone, so that a killed job leaves no orphan that writes."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
