@@ -1,0 +1,74 @@
+"""`python -m pipeline <command>`: the stages, as Snakemake calls them, and what a user runs by hand."""
+
+import argparse
+import importlib
+import sys
+
+from pipeline.errors import PipelineError, one_line
+
+STAGES = {
+    "tile": "shard",
+    "embed": "shard",
+    "catalog": "cohort",
+    "gate": "cohort",
+    "split": "cohort",
+    "train": "learn",
+    "predict": "learn",
+    "evaluate": "learn",
+    "explain": "show",
+    "report": "show",
+}
+"""Each stage and the module of pipeline/runners that runs it; imported only when it is called for."""
+
+TOOLS = {
+    "check": "say in seconds what a run would do, who is missing and what it costs",
+    "retry": "try failed images again in the next run",
+    "verify": "read every byte of every store",
+    "gc": "remove what the present plan does not name",
+    "schema": "print the JSON schema of config.yaml",
+    "summary": "print the figures of the last run",
+    "demo-cohort": "write a synthetic cohort of slides and CT series",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for stage in STAGES:
+        command = commands.add_parser(stage, help=f"one {stage} job of the plan (called by Snakemake)")
+        command.add_argument("slice", help="results/plan/<stage>/<job>.json")
+        command.add_argument("receipt", help="results/receipts/<stage>/<job>.json, to be written")
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--device", default="auto", choices=["auto", "cuda", "cpu"])
+        command.add_argument("--memory-mb", type=float, default=float("inf"), help="of the process that reads images")
+        command.add_argument("--silence-seconds", type=float, default=900, help="before such a process is stopped")
+    for tool, text in TOOLS.items():
+        command = commands.add_parser(tool, help=text)
+        if tool in {"check", "gc", "summary"}:
+            command.add_argument("--config", default="config.yaml", help="config file (default: config.yaml)")
+        if tool == "retry":
+            command.add_argument("images", nargs="*", help="ids from results/catalog.tsv (default: all that failed)")
+        if tool == "verify":
+            command.add_argument("--repair", action="store_true", help="remove damaged stores")
+        if tool == "gc":
+            command.add_argument("--yes", action="store_true", help="remove, and not only list")
+        if tool == "demo-cohort":
+            command.add_argument("folder", help="folder to write into")
+            command.add_argument("--seed", type=int, default=0)
+    return top
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; a user's mistake ends as one line and exit code 1, a bug of ours with its traceback."""
+    parsed = parser().parse_args(arguments)
+    module = importlib.import_module(f"pipeline.runners.{STAGES.get(parsed.command, 'tools')}")
+    try:
+        getattr(module, f"run_{parsed.command.replace('-', '_')}")(parsed)
+    except PipelineError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        return 1
+    except OSError as error:  # the disk is full, results cannot be written: the machine's state, no bug
+        print(f"error: {error.filename or 'results'}: {one_line(error)}: mend this and run again", file=sys.stderr)
+        return 1
+    return 0

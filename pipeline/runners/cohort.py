@@ -1,0 +1,109 @@
+"""Runs `catalog`, `gate` and `split`: who is there, whether enough of them are, and who is on which side."""
+
+import argparse
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.raw import KINDS
+from pipeline.runners.job import RESULTS, Job
+from pipeline.runners.tables import by_bag, publish, table, usable_rows
+from pipeline.shards import Row, say
+from pipeline.store import digest, read_json, write_bytes, write_json
+
+# fmt: off
+CATALOG_COLUMNS = (
+    "image", "kind", "status", "reason", "label", "site", "instances", "unreadable", "seconds", "mpp", "mpp_source",
+    "notes", "device", "stage", "store",
+)
+# fmt: on
+
+
+def catalog_rows(job: Job) -> list[Row]:
+    """One row for every image of the experiment, whatever became of it."""
+    labels, sites = job.slice["labels"], job.slice.get("sites", {})
+    listed = job.slice["listed"]
+    rows = [
+        {**row, "image": row["id"], "label": labels.get(row["id"], ""), "site": sites.get(row["id"], "")}
+        for row in job.upstream_rows("embed")
+    ]
+    rows += [
+        {"image": image, "kind": "", "status": "missing", "reason": f"line {line} of the labels: no such image"}
+        for image, line in listed["missing"]
+    ]
+    rows += [
+        {"image": image, "kind": kind, "status": "excluded", "reason": reason}
+        for image, kind, reason in listed["excluded"]
+    ]
+    rows += [
+        {"image": image, "kind": kind, "status": "waiting", "reason": "changed too recently: run again"}
+        for image, kind in listed["waiting"]
+    ]
+    return sorted(rows, key=lambda row: (row["kind"], row["image"]))
+
+
+def run_catalog(arguments: argparse.Namespace) -> None:
+    """Write results/catalog.tsv: every image with its status and reason. Always succeeds."""
+    job = Job.of(arguments)
+    rows = catalog_rows(job)
+    publish(job, {"catalog.tsv": table(CATALOG_COLUMNS, rows, "\t")})
+    for kind in KINDS:
+        count: dict[str, int] = {}
+        for row in rows:
+            if row["kind"] == kind:
+                count[row["status"]] = count.get(row["status"], 0) + 1
+        if count:
+            say(f"{kind}: " + ", ".join(f"{number} {status}" for status, number in sorted(count.items())))
+    job.finish(images=len(rows))
+
+
+def run_gate(arguments: argparse.Namespace) -> None:
+    """Let the labelled images through that can be used, unless too many of them failed.
+
+    Raises:
+        PipelineError: more than `max_failed` of the labelled images failed.
+    """
+    job = Job.of(arguments)
+    cohort: dict[str, dict[str, Any]] = job.slice["cohort"]
+    rows = job.upstream_rows("embed")
+    failed = [row for row in rows if row["status"] == "failed"]
+    limit = job.slice["settings"]["max_failed"]
+    if len(failed) > limit * len(rows):
+        raise PipelineError(
+            f"{job.name}: {len(failed)} of {len(rows)} labelled images failed, more than max_failed {limit:g} allows "
+            f"(first: {failed[0]['id']}: {failed[0]['reason']}): see results/catalog.tsv, mend them or exclude "
+            "them with a reason in the labels"
+        )
+    kept = [
+        {**cohort[row["id"]], **{name: row[name] for name in ("id", "store", "key", "instances")}}
+        for row in rows
+        if row["status"] == "done"
+    ]
+    say(f"{job.name}: {len(kept)} of {len(rows)} labelled images can be used")
+    job.finish(rows=kept, classes=job.slice["classes"], labelled=len(rows), failed=len(failed))
+
+
+def run_split(arguments: argparse.Namespace) -> None:
+    """Divide patients into folds; known patients keep theirs when the cohort grows.
+
+    Who is known is read from a ledger per settings, which split alone reads and writes. The result is kept by what it
+    was made of, so that an earlier cohort finds its own split again.
+    """
+    from pipeline.config import SplitSettings
+    from pipeline.splits import assign_folds
+
+    job = Job.of(arguments)
+    settings = SplitSettings.model_validate(job.slice["settings"])
+    bags = by_bag(usable_rows(job))
+    firsts = {bag: rows[0] for bag, rows in bags.items()}
+    key = job.key({bag: [row["patient"], row["label"]] for bag, row in firsts.items()})
+    place = job.place(key, ".csv")
+    if not place.exists():
+        ledger_path = RESULTS / "split" / job.name / f"ledger-{digest(job.slice['settings'], 8)}.json"
+        ledger: dict[str, int] = read_json(ledger_path) if ledger_path.exists() else {}
+        patients = [str(row["patient"]) for row in firsts.values()]
+        folds = assign_folds(patients, [row["label"] for row in firsts.values()], settings, ledger)
+        write_json(ledger_path, {**ledger, **folds})
+        rows = [{"bag": bag, **row, "fold": folds[row["patient"]]} for bag, row in firsts.items()]
+        write_bytes(place, table(["bag", "patient", "label", "fold"], rows))
+    say(f"{job.name}: {len(bags)} bags in {settings.folds} folds")
+    job.finish(split=str(place), folds=settings.folds)

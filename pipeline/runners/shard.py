@@ -1,0 +1,227 @@
+"""Runs `tile` and `embed` over the images of a shard."""
+
+import argparse
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import BackboneSettings, SeriesSettings, SlideSettings
+from pipeline.errors import ConfigError, ImageError
+from pipeline.names import raw_path, read_private_table
+from pipeline.raw import identity_now, series_files
+from pipeline.runners.job import RESULTS, Job
+from pipeline.shards import Beat, Row, Shard, Work, map_shard
+from pipeline.store import Store, digest, file_digest, write_store
+
+
+class RawImages:
+    """Where the raw files of a job's images lie, hidden behind their ids when names are not to be seen."""
+
+    def __init__(self, job: Job) -> None:
+        self.raw = Path(job.slice["raw"])
+        self.hidden = bool(job.slice["private"])
+        self.table = read_private_table(job.slice["private"], job.stage, job.slice_path.stem)
+
+    def check_unchanged(self, image: dict[str, Any]) -> None:
+        """Refuse an image whose files are not those that were planned.
+
+        Raises:
+            ImageError: they changed; the next run will plan them as they are then.
+        """
+        path, files = raw_path(self.raw, image, self.table)
+        below = path.relative_to(self.raw).as_posix()
+        if identity_now(self.raw, below, image["kind"], files) != image["identity"]:
+            raise ImageError("its files changed while the run was going: the next run reads them as they are then")
+
+    @contextlib.contextmanager
+    def opened(self, image: dict[str, Any]) -> Iterator[tuple[Path, list[Path]]]:
+        """An image's path and files; with hidden names, links to them whose names say nothing.
+
+        Libraries put paths into their messages; behind links, what they can tell is the id.
+        """
+        path, names = raw_path(self.raw, image, self.table)
+        files = series_files(path) if image["kind"] == "series" else [self.raw / name for name in names]
+        if not self.hidden:
+            yield path, files
+            return
+        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
+            links = Path(folder) / str(image["id"])
+            links.mkdir()
+            if image["kind"] == "series":
+                for number, file in enumerate(files):
+                    (links / f"{number:06d}.dcm").symlink_to(file.resolve())
+                yield links, series_files(links)
+                return
+            linked = []
+            for number, file in enumerate(files):
+                # Companions lie in a folder named like the slide (MIRAX) or beside it (DICOM).
+                inside = file.parent != path.parent
+                name = f"image/{file.name}" if inside else f"image{number or ''}{file.suffix}"
+                (links / name).parent.mkdir(exist_ok=True)
+                (links / name).symlink_to(file.resolve())
+                linked.append(links / name)
+            yield linked[0], linked
+
+
+def run_tile(arguments: argparse.Namespace) -> None:
+    """Tile the images of a shard: for each a store with origins, thumbnail and, of a series, its HU volume."""
+    job = Job.of(arguments)
+    settings = dict(job.slice["settings"])
+    full_hash = settings.pop("content_hash", "full") == "full"
+    folder = RESULTS / "tile" / digest([job.slice["version"], job.slice["settings"]], 8)
+    images = [{**image, "made_of": [image["identity"], image.get("mpp")]} for image in job.slice["images"]]
+    raw_images = RawImages(job)
+
+    def start() -> Work:
+        import numpy as np
+
+        from pipeline.images import open_image
+        from pipeline.images.content import content_hash
+        from pipeline.tiling import tile
+
+        def work(entry: dict[str, Any], beat: Beat) -> Row:
+            modality = modality_settings(entry["kind"], settings)
+            raw_images.check_unchanged(entry)
+            with raw_images.opened(entry) as (path, files):
+                content = content_hash(path, files, entry["kind"], full_hash)
+                key = digest([content, folder.name, entry.get("mpp")])
+                store = folder / entry["id"] / f"{key[:8]}.zarr"
+                if store.exists():
+                    return _row(store, Store(store, key).attributes)
+                image = open_image(path, modality, entry.get("mpp"))
+                beat(0, 1)
+                tiles = tile(image)
+                arrays = {"origins": tiles.origins, "thumbnail": image.thumbnail(), **image.arrays()}
+            raw_images.check_unchanged(entry)
+            attributes = {
+                "key": key,
+                "content": content,
+                "settings": job.slice["settings"],
+                "version": job.slice["version"],
+                "instances": len(tiles.origins),
+                "size": list(tiles.size),
+                "extent": [int(side) for side in image.extent],
+                "properties": image.properties,
+            }
+            write_store(store, {name: np.asarray(values) for name, values in arrays.items()}, attributes)
+            return _row(store, attributes)
+
+        return work
+
+    job.finish(rows=map_shard(Shard("tile", folder, images), start, job.limits))
+
+
+def run_embed(arguments: argparse.Namespace) -> None:
+    """Embed the tiles of a shard's images: for each a store with embeddings, origins and read status."""
+    job = Job.of(arguments)
+    settings = {name: value for name, value in job.slice["settings"].items() if name != "weights_file"}
+    backbone_settings = BackboneSettings.model_validate(settings["backbone"])
+    weights = weights_name(backbone_settings)
+    folder = RESULTS / "embed" / digest([job.slice["version"], settings, weights], 8)
+    tiled = {row["id"]: row for row in job.upstream_rows("tile")}
+    ready = [image for image in job.slice["images"] if tiled[image["id"]]["status"] == "done"]
+    images = [{**image, "made_of": [tiled[image["id"]]["key"]]} for image in ready]
+    raw_images = RawImages(job)
+
+    def start() -> Work:
+        import numpy as np
+        import timm
+        import torch
+
+        from pipeline.backbone import choose_device, load_backbone, lock_gpu
+        from pipeline.embedding import embed
+        from pipeline.images import reopen_image
+
+        torch.set_num_threads(job.threads)
+        device = choose_device(job.device)
+        lock = None
+        if device.type == "cuda":
+            index, lock = lock_gpu(torch.cuda.device_count())
+            device = torch.device("cuda", index)
+        backbone = load_backbone(backbone_settings, device)
+        place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+        def work(entry: dict[str, Any], beat: Beat) -> Row:
+            assert lock is None or not lock.closed  # the GPU stays ours as long as this function lives
+            row = tiled[entry["id"]]
+            key = digest([row["key"], folder.name])
+            store = folder / entry["id"] / f"{key[:8]}.zarr"
+            if store.exists():
+                return _row(store, Store(store, key).attributes)
+            source = Store(Path(row["store"]), row["key"])
+            origins, size = source.read("origins"), tuple(source.attributes["size"])
+            arrays = {"hu": source.read("hu")} if entry["kind"] == "series" else {}
+            modality = modality_settings(entry["kind"], settings)
+            embeddings, status, done = [], [], 0
+            with contextlib.ExitStack() as stack:
+                path = Path()
+                if not arrays:  # a slide: its pixels are in the raw file alone
+                    raw_images.check_unchanged(entry)
+                    path, _ = stack.enter_context(raw_images.opened(entry))
+                image = reopen_image(path, modality, arrays, source.attributes["properties"], entry.get("mpp"))
+                for batch, read in embed(image, origins, size, backbone, modality.max_unreadable, job.threads):
+                    embeddings.append(batch)
+                    status.append(read)
+                    done += len(read)
+                    beat(done, len(origins))
+            read_ok = np.concatenate(status)
+            values = np.concatenate([batch for batch in embeddings if len(batch)] or [np.zeros((0, 0), np.float16)])
+            if not len(values):
+                raise ImageError(f"none of its {len(origins)} tiles can be read: is the file whole?")
+            attributes = {
+                "key": key,
+                "tile_key": row["key"],
+                "settings": settings,
+                "weights": weights,
+                "version": job.slice["version"],
+                "versions": {"torch": torch.__version__, "timm": timm.__version__},
+                "device": place,
+                "instances": len(values),
+                "features": values.shape[1],
+                "unreadable": int((read_ok != 0).sum()),
+                "tile_store": row["store"],
+            }
+            readable = origins[read_ok == 0]
+            write_store(store, {"embeddings": values, "origins": readable, "status": read_ok}, attributes)
+            return _row(store, attributes)
+
+        return work
+
+    rows = {row["id"]: row for row in map_shard(Shard("embed", folder, images), start, job.limits)}
+    job.finish(rows=[rows.get(image["id"], tiled[image["id"]]) for image in job.slice["images"]], weights=weights)
+
+
+def weights_name(settings: BackboneSettings) -> str:
+    """What tells the weights of a backbone apart: a file's sha256, a pinned revision, or a seed.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    match settings.weights:
+        case "random":
+            return f"random, seed {settings.seed}"
+        case "hub":
+            return f"hub, {settings.model} at {settings.revision}"
+        case "file":
+            path = Path(settings.file)
+            if not path.is_file():
+                raise ConfigError(f"backbone.file: {path} is not there: name the file that holds the weights")
+            return f"file, sha256 {file_digest(path)}"
+
+
+def modality_settings(kind: str, section: dict[str, Any]) -> SlideSettings | SeriesSettings:
+    """The settings of one modality from a slice; what the stage does not read has its default."""
+    return SlideSettings.model_validate(section) if kind == "slide" else SeriesSettings.model_validate(section)
+
+
+def _row(store: Path, attributes: dict[str, Any]) -> Row:
+    """What a receipt says of a finished store."""
+    row = {"store": str(store), "key": attributes["key"], "instances": attributes["instances"]}
+    row.update({name: attributes[name] for name in ("device", "unreadable", "features") if name in attributes})
+    properties = attributes.get("properties", {})
+    row.update({name: properties[name] for name in ("mpp", "mpp_source") if name in properties})
+    if properties.get("notes"):
+        row["notes"] = "; ".join(properties["notes"])
+    return row

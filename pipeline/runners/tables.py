@@ -1,0 +1,53 @@
+"""Reads and writes the tables of a run, and publishes copies under fixed names."""
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.runners.job import RESULTS, Job
+from pipeline.store import read_json, write_bytes, write_json
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], delimiter: str = ",") -> bytes:
+    """A table as UTF-8 text; columns that a row does not have are empty, what is not in `columns` is left out."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore", delimiter=delimiter, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "backslashreplace")
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that `table` made with commas."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def publish(job: Job, files: Mapping[str, bytes]) -> None:
+    """Copy what a user opens to its fixed name, and note which plan the copies stand for."""
+    for name, content in files.items():
+        write_bytes(RESULTS / name, content)
+    marker = {"serial": job.slice["serial"], "core": job.slice["core"], "files": sorted(files)}
+    write_json(RESULTS / "published" / f"{job.stage}.json", marker)
+
+
+def usable_rows(job: Job) -> list[dict[str, Any]]:
+    """The labelled images that the gate let through: `id`, `bag`, `patient`, `label`, `store`, `key`, `instances`."""
+    rows: list[dict[str, Any]] = job.upstream["gate"][0]["rows"]
+    return rows
+
+
+def by_bag(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of images by their bag, both sorted by name."""
+    bags: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["bag"], row["id"])):
+        bags.setdefault(row["bag"], []).append(row)
+    return bags
+
+
+def read_record(folder: str) -> dict[str, Any]:
+    """What `train` noted beside the weights of a head."""
+    record: dict[str, Any] = read_json(Path(folder) / "record.json")
+    return record

@@ -1,0 +1,232 @@
+"""What a user runs by hand: `check`, `retry`, `verify`, `gc`, `schema`."""
+
+import argparse
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from pipeline.config import Config, load_config
+from pipeline.errors import ConfigError, PipelineError, StoreError, one_line
+from pipeline.names import Names
+from pipeline.plan import Plan, build
+from pipeline.raw import KINDS, Kind
+from pipeline.runners.job import RESULTS
+from pipeline.store import Store, read_json
+
+SECONDS = {"slide": 60.0, "series": 1.0}
+"""ASSUME: seconds of one core that an image takes, before any was done; afterwards the median of those that were."""
+
+
+def read_config(path: Path) -> Config:
+    """The config file.
+
+    Raises:
+        ConfigError: it is not there, is not YAML, or holds a wrong key or value.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is not there: run in the folder that holds it, or name it with --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {one_line(error)}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: holds {type(values).__name__}, not settings: write `key: value` lines")
+    return load_config(values)
+
+
+def run_check(arguments: argparse.Namespace) -> None:
+    """Say in seconds what a run would do: who is there, who is missing, what it costs. Runs nothing."""
+    config = read_config(Path(arguments.config))
+    plan = build(config)
+    names = Names.of(config)
+    for kind in KINDS:
+        labelled = plan.labelled(kind)
+        count = Counter(row.label for row in labelled.values())
+        patients = len({row.patient for row in labelled.values()})
+        print(
+            f"{kind}: {len(plan.images[kind])} images, {len(labelled)} labelled ("
+            + (", ".join(f"{label}: {number}" for label, number in sorted(count.items())) or "nothing is learnt")
+            + f") from {patients} patients"
+        )
+    for what, found in [
+        ("missing", [names.missing(row)[0] for row in plan.cohort.missing]),
+        ("excluded", [names.image(image) for image in plan.excluded]),
+        (f"waiting (changed in the last {config.settle_seconds:g} s)", [names.image(image) for image in plan.waiting]),
+        ("ignored", [f"{names.free_text(item.path)} {item.reason}" for item in plan.ignored]),
+    ]:
+        if found:
+            print(f"{what}: {len(found)}: " + ", ".join(found[:5]) + (", ..." if len(found) > 5 else ""))
+    print(_cost(plan))
+
+
+def _cost(plan: Plan) -> str:
+    """What is left to do, roughly."""
+    open_jobs = [job for job in plan.jobs if not Path(job.receipt).exists()]
+    seconds = 0.0
+    for kind in KINDS:
+        rows = _all_rows("tile", kind) + _all_rows("embed", kind)
+        times = [row["seconds"] for row in rows if row["status"] == "done"]
+        each = 2 * median(times) if times else SECONDS[kind]
+        seconds += each * _images_to_do(open_jobs, kind)
+    left = Counter(job.stage for job in open_jobs)
+    jobs = ", ".join(f"{number} {stage}" for stage, number in left.items()) or "nothing"
+    return f"to do: {jobs}; about {seconds / 60:.0f} minutes of one core for tiling and embedding"
+
+
+def _images_to_do(jobs: list[Any], kind: Kind) -> int:
+    stages = ("tile", "embed")
+    found = {(job.stage, image["id"]) for job in jobs if job.stage in stages and job.name.startswith(kind)
+             for image in job.slice["images"]}  # fmt: skip
+    return len({image for _, image in found})
+
+
+def _all_rows(stage: str, kind: str) -> list[dict[str, Any]]:
+    receipts = (RESULTS / "receipts" / stage).glob(f"{kind}-*.json")
+    return [row for path in receipts for row in read_json(path)["rows"]]
+
+
+def run_retry(arguments: argparse.Namespace) -> None:
+    """Forget failed rows, so that the next run tries these images again.
+
+    Raises:
+        PipelineError: a named image has no failed row.
+    """
+    wanted = set(arguments.images)
+    forgotten: set[str] = set()
+    for path in (path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+        row = read_json(path)
+        if row["status"] == "failed" and (not wanted or row["id"] in wanted):
+            path.unlink()
+            forgotten.add(row["id"])
+    for path in (path for stage in ("tile", "embed") for path in (RESULTS / "receipts" / stage).glob("*.json")):
+        rows = read_json(path)["rows"]
+        if any(row["status"] == "failed" and (not wanted or row["id"] in wanted) for row in rows):
+            forgotten |= {
+                row["id"] for row in rows if row["status"] == "failed" and (not wanted or row["id"] in wanted)
+            }
+            path.unlink()
+    if unknown := sorted(wanted - forgotten):
+        raise PipelineError(f"{unknown[0]}: has not failed: see results/catalog.tsv for those that have")
+    _forget_later_stages(forgotten)
+    print(f"{len(forgotten)} images will be tried again by the next run")
+
+
+def _forget_later_stages(images: set[str]) -> None:
+    """Remove the receipts of cohort-level jobs: their workers look again, and keep what has not changed."""
+    if images:
+        for stage in ("gate", "split", "train", "predict", "evaluate", "explain", "catalog", "report"):
+            shutil.rmtree(RESULTS / "receipts" / stage, ignore_errors=True)
+
+
+def run_verify(arguments: argparse.Namespace) -> None:
+    """Read every byte of every store; with --repair remove the damaged ones, which the next run makes anew.
+
+    Raises:
+        PipelineError: some are damaged and --repair was not given.
+    """
+    stores, damaged = 0, []
+    for path in sorted(path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+        row = read_json(path)
+        if row["status"] != "done":
+            continue
+        stores += 1
+        try:
+            store = Store(Path(row["store"]), row["key"])
+            for name in store.names():
+                store.read(name)
+        except StoreError as error:
+            damaged.append(row["id"])
+            print(f"{row['id']}: {one_line(error)}")
+            if arguments.repair:
+                shutil.rmtree(row["store"], ignore_errors=True)
+                path.unlink()
+                for receipt in (RESULTS / "receipts" / row["stage"]).glob("*.json"):
+                    if any(found.get("store") == row["store"] for found in read_json(receipt)["rows"]):
+                        receipt.unlink()
+    if arguments.repair:
+        _forget_later_stages(set(damaged))
+    print(f"{stores} stores read, {len(damaged)} damaged")
+    if damaged and not arguments.repair:
+        raise PipelineError(f"{len(damaged)} stores are damaged: `python -m pipeline verify --repair` removes them")
+
+
+def run_gc(arguments: argparse.Namespace) -> None:
+    """Remove plan slices, receipts and stores that the present plan does not name, and half-written leftovers.
+
+    Only lists them unless --yes is given. Do not run it while a run is going.
+    """
+    plan = build(read_config(Path(arguments.config)))
+    keep = {Path(job.receipt) for job in plan.jobs} | {job.slice_path for job in plan.jobs}
+    kept_stores: set[str] = set()
+    for job in plan.jobs:
+        receipt = Path(job.receipt)
+        if receipt.exists():
+            content = read_json(receipt)
+            kept_stores |= {row["store"] for row in content.get("rows", []) if "store" in row}
+            kept_stores |= {content[name] for name in ("place", "split") if name in content}
+    day = time.time() - 24 * 3600
+    doomed = [
+        path for folder in ("plan", "receipts") for path in (RESULTS / folder).glob("*/*.json") if path not in keep
+    ]
+    doomed += [path for path in RESULTS.rglob(".*.tmp") if path.stat().st_mtime < day]
+    doomed += [path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.zarr")
+               if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
+    doomed += [path for stage in ("train", "predict", "explain", "evaluate") for path in (RESULTS / stage).glob("*/*")
+               if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
+    size = sum(file.stat().st_size for path in doomed for file in ([path] if path.is_file() else path.rglob("*"))
+               if file.is_file())  # fmt: skip
+    print(f"{len(doomed)} files and stores that the present plan does not name, {size / 2**20:.0f} MB")
+    if not arguments.yes:
+        print("nothing is removed without --yes")
+        return
+    for path in doomed:
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for row_path in (path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+        row = read_json(row_path)
+        if row["status"] == "done" and not Path(row["store"]).exists():
+            row_path.unlink()
+
+
+def run_schema(arguments: argparse.Namespace) -> None:
+    """Print the JSON schema of the config."""
+    print(json.dumps(Config.model_json_schema(), indent=1))
+
+
+def run_demo_cohort(arguments: argparse.Namespace) -> None:
+    """Write the synthetic cohort of the demo below a folder."""
+    from pipeline.synthetic import write_cohort
+
+    write_cohort(Path(arguments.folder), seed=arguments.seed)
+
+
+def run_summary(arguments: argparse.Namespace) -> None:
+    """Print what a run found: AUROCs with intervals, who failed and why, and where the report is."""
+    import csv
+
+    with (RESULTS / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            figure = (
+                f"{float(row['auroc']):.2f} [{float(row['auroc_low']):.2f}, {float(row['auroc_high']):.2f}]"
+                if row["auroc"]
+                else f"n/a ({row['auroc_reason']})"
+            )
+            print(
+                f"{row['modality']:7} {row['head']:12} AUROC {figure}  ({row['patients']} patients, {row['bags']} bags)"
+            )
+    with (RESULTS / "catalog.tsv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row["status"] != "done":
+                print(f"{row['status']}: {row['image']}: {row['reason']}")
+    config = read_config(Path(arguments.config))
+    for kind in KINDS:
+        backbone = config.modality(kind).backbone
+        if backbone.weights == "random":
+            seed = f"RANDOM weights (seed {backbone.seed})"
+            print(f"{kind}: the backbone {backbone.model} has {seed}: its embeddings carry no learnt meaning")
+    print(f"report: {(RESULTS / 'report.html').resolve()}")
