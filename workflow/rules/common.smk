@@ -1,0 +1,87 @@
+# Checked settings, the plan, and the input and resource functions of all rules. No rules here.
+import functools
+import json
+import os
+import shlex
+import sys
+
+# current_basedir and not basedir: another workflow may import this one as a module.
+ROOT = os.path.realpath(os.path.join(str(workflow.current_basedir), "..", ".."))
+sys.path.insert(0, ROOT)
+
+from pipeline.config import load_config
+from pipeline.errors import PipelineError
+from pipeline.plan import build
+
+# Quoted: the repository's path may have spaces. Snakemake clears PYTHONPATH in conda environments; this sets it inside.
+shell.prefix(f"export PYTHONPATH={shlex.quote(ROOT)}; ")
+
+
+# Jobs find this interpreter when the environment was not activated; one that --use-conda activates comes before it.
+os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+
+
+wildcard_constraints:
+    name=r"[a-z0-9_-]+",
+    digest=r"[0-9a-f]{12}",
+
+
+def stop(error):
+    """End with the one line that a user's mistake is worth."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+try:
+    settings = load_config(config)
+except PipelineError as error:
+    stop(error)
+
+
+@functools.cache
+def plan():
+    """The plan, built and written once per process; only the process that a user started asks for it."""
+    try:
+        found = build(settings)
+    except PipelineError as error:
+        stop(error)
+    found.write()
+    if found.waiting:
+        print(f"{len(found.waiting)} images changed less than {settings.settle_seconds:g} s ago: they wait for the next run", file=sys.stderr)
+    return found
+
+
+def planned_targets(wildcards):
+    """The catalog and the report of the present plan."""
+    return plan().targets
+
+
+@functools.cache
+def read_slice(stage, name, digest):
+    """What the plan says of one job."""
+    with open(f"results/plan/{stage}/{name}.{digest}.json") as file:
+        return json.load(file)
+
+
+def upstream(stage):
+    """An input function: the receipts that a job of a stage waits for."""
+
+    def receipts(wildcards):
+        return read_slice(stage, wildcards.name, wildcards.digest)["upstream"]
+
+    return receipts
+
+
+def images(stage, wildcards):
+    """How many images a job maps over."""
+    return len(read_slice(stage, wildcards.name, wildcards.digest)["images"])
+
+
+def tile_minutes(wildcards):
+    """Walltime: 5 minutes a slide, 5 seconds a series."""
+    return 30 + images("tile", wildcards) * (5 if wildcards.name.startswith("slide") else 0.1)
+
+
+def embed_minutes(wildcards):
+    """Walltime: 15 minutes a slide, 10 seconds a series, of a GPU."""
+    return 30 + images("embed", wildcards) * (15 if wildcards.name.startswith("slide") else 0.2)
