@@ -8,7 +8,10 @@ min_version("9.27")
 
 
 # The config.yaml of the working directory (-d) is the experiment; without one, the repository's.
-configfile: "config.yaml" if os.path.exists("config.yaml") else os.path.join(workflow.basedir, "config.yaml")
+configfile:
+    "config.yaml"
+    if os.path.exists("config.yaml")
+    else os.path.join(workflow.basedir, "config.yaml")
 
 
 include: "workflow/rules/common.smk"

@@ -18,7 +18,7 @@ shell.prefix(f"export PYTHONPATH={shlex.quote(ROOT)}; ")
 
 
 # Jobs find this interpreter when the environment was not activated; one that --use-conda activates comes before it.
-os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
+os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
 
 
 wildcard_constraints:
@@ -47,7 +47,10 @@ def plan():
         stop(error)
     found.write()
     if found.waiting:
-        print(f"{len(found.waiting)} images changed less than {settings.settle_seconds:g} s ago: they wait for the next run", file=sys.stderr)
+        print(
+            f"{len(found.waiting)} images changed less than {settings.settle_seconds:g} s ago: they wait for the next run",
+            file=sys.stderr,
+        )
     return found
 
 
@@ -79,9 +82,13 @@ def images(stage, wildcards):
 
 def tile_minutes(wildcards):
     """Walltime: 5 minutes a slide, 5 seconds a series."""
-    return 30 + images("tile", wildcards) * (5 if wildcards.name.startswith("slide") else 0.1)
+    return 30 + images("tile", wildcards) * (
+        5 if wildcards.name.startswith("slide") else 0.1
+    )
 
 
 def embed_minutes(wildcards):
     """Walltime: 15 minutes a slide, 10 seconds a series, of a GPU."""
-    return 30 + images("embed", wildcards) * (15 if wildcards.name.startswith("slide") else 0.2)
+    return 30 + images("embed", wildcards) * (
+        15 if wildcards.name.startswith("slide") else 0.2
+    )
