@@ -172,7 +172,7 @@ def _check_labels(train: Sequence[Bag], validation: Sequence[Bag], classes: int)
     if missing:
         raise CohortError(
             f"split: no training bag of class {', '.join(map(str, missing))} among {len(train)}: "
-            "label more patients of it, or leave the class out"
+            "label more patients of it, leave the class out, or change split.seed for a new split"
         )
 
 

@@ -1,0 +1,48 @@
+"""Workspaces for tests that run the whole workflow."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support.workspace import REPOSITORY, Workspace, write_cohort
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what a user clones, below a folder with spaces in its name."""
+    copy = tmp_path_factory.mktemp("the repository") / "slide to prediction"
+    for name in ("pipeline", "workflow", "envs", "profiles"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("Snakefile", "config.yaml"):
+        shutil.copy(REPOSITORY / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Workspace:
+    """A workspace in which the small experiment was run once. Tests copy it and leave it as it is."""
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "my work", repository)
+    workspace.folder.mkdir()
+    write_cohort(workspace.folder)
+    workspace.configure()
+    workspace.run()
+    return workspace
+
+
+@pytest.fixture
+def work(finished: Workspace, tmp_path: Path) -> Workspace:
+    """A copy of the finished workspace, to be changed."""
+    copy = tmp_path / "my work"
+    shutil.copytree(finished.folder, copy, symlinks=True)
+    return Workspace(copy, finished.repository)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, repository: Path) -> Workspace:
+    """A workspace without data, with the small experiment's config."""
+    folder = tmp_path / "my work"
+    (folder / "data" / "raw").mkdir(parents=True)
+    workspace = Workspace(folder, repository)
+    workspace.configure()
+    return workspace
