@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.config import Config
 from pipeline.errors import CohortError
+from pipeline.raw import DICOM_SUFFIXES, SLIDE_SUFFIXES
 
 COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "label"])
 
@@ -59,6 +60,10 @@ def read_labels(path: Path) -> list[Row]:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    try:
+        lines = [(table.line_num, line) for line in table]
+    except csv.Error as error:
+        raise CohortError(f"{path} line {table.line_num}: is not a table ({error}): is a quote left open?") from None
     columns = {(name or "").strip().lower(): name for name in table.fieldnames or []}
     by_stem = "image" not in columns and "slide_id" in columns
     if by_stem:
@@ -72,8 +77,7 @@ def read_labels(path: Path) -> list[Row]:
             raise CohortError(f"{path}: has no column `{needed}` (found: {found}): add it, one row per image")
     used = {name: columns[name] for name in COLUMNS if name in columns}
     return [
-        _row(path, number, {k: (line[v] or "").strip() for k, v in used.items()}, by_stem)
-        for number, line in enumerate(table, start=2)
+        _row(path, number, {k: (line[v] or "").strip() for k, v in used.items()}, by_stem) for number, line in lines
     ]
 
 
@@ -123,10 +127,11 @@ def match(rows: list[Row], images: Iterable[str]) -> Cohort:
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in by_path:
         pure = PurePosixPath(path)
-        by_short[str(pure.with_suffix(""))].append(path)
-        by_stem[pure.stem].append(path)
-        if pure.name != pure.stem:
-            by_stem[pure.name].append(path)
+        # Only what a slide's file ends in is a suffix: a series' folder may be called 1.2.840.4 beside 1.2.840.
+        short = pure.with_suffix("") if pure.suffix.lower() in SLIDE_SUFFIXES | DICOM_SUFFIXES else pure
+        by_short[str(short)].append(path)
+        for name in {short.name, pure.name}:
+            by_stem[name].append(path)
 
     found: dict[str, Row] = {}
     unseen: dict[str, Row] = {}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cohort import Row
 from pipeline.config import Config
+from pipeline.errors import ConfigError
 from pipeline.raw import RawImage
 from pipeline.store import read_json, write_json
 
@@ -29,7 +30,11 @@ class Names:
 
     @classmethod
     def of(cls, config: Config) -> "Names":
-        """The names of an experiment; makes the key when it is first needed."""
+        """The names of an experiment; makes the key when it is first needed.
+
+        Raises:
+            ConfigError: the key is damaged.
+        """
         if config.ids == "path":
             return cls(Path(config.private), b"")
         path = Path(config.private) / "names.key"
@@ -39,7 +44,13 @@ class Names:
                 file.write(secrets.token_hex(32))
         except FileExistsError:
             pass
-        return cls(path.parent, path.read_bytes())
+        key = path.read_bytes()
+        if len(key) != 64:  # an empty key would hide nothing
+            raise ConfigError(
+                f"{path}: has {len(key)} bytes, not 64: put the key back as it was, or delete the file if it was just "
+                "made: another key gives everything another name"
+            )
+        return cls(path.parent, key)
 
     def _hash(self, what: str, text: str) -> str:
         return f"{what}-" + hmac.new(self.key, f"{what}:{text}".encode(), "sha256").hexdigest()[:16]

@@ -3,6 +3,7 @@
 Standard library only (pydicom is imported for DICOM slides alone): runs in Snakemake's own process, every time.
 """
 
+import contextlib
 import os
 from dataclasses import dataclass
 from hashlib import sha256
@@ -96,7 +97,7 @@ def identity_now(raw: Path, path: str, kind: Kind, files: tuple[str, ...]) -> st
     folder = raw / path if kind == "series" else (raw / path).parent
     try:
         if kind == "series":
-            return identity([file for file in _files_and_folders(folder)[0] if _may_be_dicom(file.name)])
+            return identity(_series(folder))
         below = str(Path(path).parent)
         return identity([_stat(raw / name, os.path.relpath(name, below)) for name in files])
     except OSError:
@@ -104,8 +105,13 @@ def identity_now(raw: Path, path: str, kind: Kind, files: tuple[str, ...]) -> st
 
 
 def series_files(folder: Path) -> list[Path]:
-    """The files of a series' folder that may be DICOM, sorted by name; the folders inside are other images."""
-    return sorted(folder / file.name for file in _files_and_folders(folder)[0] if _may_be_dicom(file.name))
+    """The files of a series' folder that `scan` took for its own, sorted by name; folders inside are other images."""
+    return sorted(folder / file.name for file in _series(folder))
+
+
+def _series(folder: Path) -> list[File]:
+    files = _files_and_folders(folder)[0]
+    return _sort_dicom(folder, [file for file in files if file.name.isprintable() and _may_be_dicom(file.name)])[0]
 
 
 def _scan_folder(
@@ -133,8 +139,9 @@ def _scan_folder(
         parts = [file]
         if companion in folders:
             folders.remove(companion)
-            inside = _files_and_folders(folder / companion)[0]
-            parts += [File(f"{companion}/{f.name}", f.size, f.mtime_ns, f.changed_ns) for f in inside]
+            with contextlib.suppress(OSError):  # without what is in it the slide cannot be opened, as its row will say
+                inside = _files_and_folders(folder / companion)[0]
+                parts += [File(f"{companion}/{f.name}", f.size, f.mtime_ns, f.changed_ns) for f in inside]
         images.append(_slide(below, parts))
 
     series, groups, strangers = _sort_dicom(folder, [file for file in files if _may_be_dicom(file.name)])
@@ -157,19 +164,26 @@ def _files_and_folders(folder: Path) -> tuple[list[File], list[str]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append(entry.name)
-            elif entry.is_file() or entry.is_symlink():
+            elif entry.is_symlink() or entry.is_file():
                 files.append(_stat(entry, entry.name))
     files.sort(key=lambda file: file.name)
     folders.sort()
     return files, folders
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where we may not look
+        return False
+
+
 def _stat(entry: "os.DirEntry[str] | Path", name: str) -> File:
     try:
         found = entry.stat()
-    except FileNotFoundError:  # a link to nothing: an image that cannot be opened, which its row will say
+    except OSError:  # a link to nothing or to itself: an image that cannot be opened, which its row will say
         return File(name, -1, 0, 0)
     return File(name, found.st_size, found.st_mtime_ns, max(found.st_mtime_ns, found.st_ctime_ns))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import StoreError, one_line
+from pipeline.errors import CONTENT_ERRORS, StoreError, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,15 +115,22 @@ class Store:
         self.path = path
         try:
             self._group = zarr.open_group(path, mode="r")
-        except (OSError, ValueError, KeyError) as error:
+        except CONTENT_ERRORS as error:
             raise self._damaged(error) from None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         if self.attributes.get("key") != key:
             raise self._damaged(ValueError(f"key {self.attributes.get('key')} where {key} was asked for"))
 
     def names(self) -> list[str]:
-        """The names of its arrays."""
-        return sorted(self._group.array_keys())
+        """The names of its arrays.
+
+        Raises:
+            StoreError: the description of one is damaged.
+        """
+        try:
+            return sorted(self._group.array_keys())
+        except CONTENT_ERRORS as error:
+            raise self._damaged(error) from None
 
     def read(self, name: str, rows: "slice | NDArray[np.int64]" = slice(None)) -> "NDArray[Any]":
         """Some rows of an array, checksums verified.
@@ -140,7 +147,7 @@ class Store:
             if array.nchunks_initialized != array.nchunks:
                 raise ValueError(f"{name}: {array.nchunks_initialized} of {array.nchunks} chunks are there")
             return np.asarray(array[rows])
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except CONTENT_ERRORS as error:
             raise self._damaged(error) from None
 
     def _damaged(self, error: Exception) -> StoreError:

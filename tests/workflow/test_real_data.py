@@ -48,7 +48,7 @@ def window_means(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def real(shared_data: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A finished run over the real images; the heads learn from copies of two of them, which says nothing of medicine."""
+    """A finished run over the real images; the heads learn from copies of two of them, which says nothing."""
     work = Workspace(tmp_path_factory.mktemp("real") / "work", repository)
     raw = work.folder / "data" / "raw"
     (raw / "slides").mkdir(parents=True)
