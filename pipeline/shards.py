@@ -5,10 +5,12 @@ a row per image, written the moment the image is finished:
 `results/<stage>/<settings>/<image>/<what it was made of>.row.json`.
 """
 
+import ctypes
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -31,10 +33,14 @@ Beat = Callable[[int, int], None]
 Work = Callable[[dict[str, Any], Beat], Row]
 """Makes one image's store and returns what its row says beside id, status and seconds."""
 
+Start = Callable[[Beat], Work]
+"""Called once in the child, and only when there is work: imports what is heavy, loads a model."""
+
 DEATHS = 2
 """A child that dies this often on one image makes it a failed row."""
 
 PROGRESS_SECONDS = 30
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +81,12 @@ class Shard:
         return full
 
 
-def map_shard(shard: Shard, start: Callable[[], Work], limits: Limits) -> list[Row]:
+def map_shard(shard: Shard, start: Start, limits: Limits) -> list[Row]:
     """Rows of all images of a shard, in its order; only those that nobody finished before are worked on.
 
     Args:
         shard: the images.
-        start: called once in the child, and only when there is work: imports what is heavy, loads a model.
+        start: makes the function that works on one image.
         limits: on the child.
 
     Raises:
@@ -116,7 +122,7 @@ def say(line: str) -> None:
 
 
 def _run_child(
-    shard: Shard, todo: list[dict[str, Any]], start: Callable[[], Work], limits: Limits, total: int
+    shard: Shard, todo: list[dict[str, Any]], start: Start, limits: Limits, total: int
 ) -> tuple[list[Row], str | None, str]:
     """Work through images in a child: rows it finished, the image it died on, and how it died ('' if it did not)."""
     context = multiprocessing.get_context("fork")  # the parent has no threads and no CUDA, so a fork is safe and fast
@@ -146,7 +152,7 @@ def _run_child(
                     current = message["id"]
                 case "beat" if heard - shown > PROGRESS_SECONDS:
                     shown = heard
-                    say(f"{current}: {message['done']} of {message['all']} tiles")
+                    say(f"{current or shard.stage}: {message['done']} of {message['all']} tiles")
                 case "row":
                     finished.append(message["row"])
                     current = None
@@ -187,10 +193,10 @@ def _summary(row: Row, number: int, total: int) -> str:
     return f"{number}/{total} {row['id']}: {row['instances']} tiles, {seconds:.2f} s, {rate:.0f} tiles/s"
 
 
-def _child(
-    sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: Callable[[], Work], parent: int
-) -> None:
+def _child(sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: Start, parent: int) -> None:
     """The child's life: start once, then image after image; all it knows it says through the pipe."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also out of a decoder that never comes back
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     last = 0.0
 
@@ -204,7 +210,7 @@ def _child(
             tell(what="beat", done=done, all=of)
 
     try:
-        work = start()
+        work = start(beat)
         for image in todo:
             tell(what="start", id=image["id"])
             began = time.monotonic()

@@ -86,6 +86,10 @@ def write_store(path: Path, arrays: "Mapping[str, NDArray[Any]]", attributes: Ma
             group.create_array(
                 name, data=values, chunks=chunks, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
             )
+        # Chunks carry checksums, metadata does not: the attributes vouch for the arrays', and for themselves.
+        metadata = {name: file_digest(beside / name / "zarr.json") for name in arrays}
+        group.attrs["arrays"] = metadata
+        group.attrs["checksum"] = digest(dict(group.attrs))
         try:
             beside.rename(path)
         except OSError:
@@ -118,6 +122,9 @@ class Store:
         except CONTENT_ERRORS as error:
             raise self._damaged(error) from None
         self.attributes: dict[str, Any] = dict(self._group.attrs)
+        checked = {name: value for name, value in self.attributes.items() if name != "checksum"}
+        if self.attributes.get("checksum") != digest(checked):
+            raise self._damaged(ValueError("its attributes are not as they were written"))
         if self.attributes.get("key") != key:
             raise self._damaged(ValueError(f"key {self.attributes.get('key')} where {key} was asked for"))
 
@@ -128,7 +135,7 @@ class Store:
             StoreError: the description of one is damaged.
         """
         try:
-            return sorted(self._group.array_keys())
+            return sorted(self.attributes["arrays"])
         except CONTENT_ERRORS as error:
             raise self._damaged(error) from None
 
@@ -142,6 +149,8 @@ class Store:
         import zarr
 
         try:
+            if file_digest(self.path / name / "zarr.json") != self.attributes["arrays"][name]:
+                raise ValueError(f"{name}: its metadata are not as they were written")
             array = self._group[name]
             assert isinstance(array, zarr.Array)
             if array.nchunks_initialized != array.nchunks:

@@ -336,6 +336,17 @@ def test_an_image_that_gets_a_label_changes_family(cohort: Path) -> None:
     assert where == {"labelled"}
 
 
+def test_an_image_with_a_row_and_no_label_is_predicted_and_never_trains(cohort: Path) -> None:
+    newcomer = image_path("slide", "unlabelled")
+    label(*eight_of_each(), (newcomer, "slide0", ""))
+    plan = build(config())
+    (gate,) = (job for job in plan.jobs if (job.stage, job.name) == ("gate", "slide"))
+    assert newcomer not in gate.slice["cohort"]
+    assert len(gate.slice["cohort"]) == 8
+    (asked,) = (job for job in plan.jobs if job.name == "slide-mean-unlabelled")
+    assert asked.slice["cohort"] == {newcomer: {"bag": newcomer, "patient": "slide0"}}  # whom training may have seen
+
+
 def test_excluded_images_are_in_no_shard(cohort: Path) -> None:
     rows = [(*row, "") for row in eight_of_each()] + [("slides/unlabelled.svs", "P9", "", "out of focus")]
     label(*rows, columns="image,patient,label,exclude")

@@ -277,11 +277,13 @@ def test_identity_now_notices_what_happened_since_the_scan(tmp_path: Path, kind:
     assert identity_now(tmp_path, image.path, image.kind, image.files) != image.identity
 
 
-def test_an_image_is_as_young_as_its_youngest_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [("ct/0.dcm", "ct/1.dcm"), ("s.mrxs", "s/0.dat")])
+def test_an_image_is_as_young_as_its_youngest_file(tmp_path: Path, names: tuple[str, str]) -> None:
     future = NOON * 3
-    put(tmp_path / "ct/0.dcm", mtime_ns=future)
-    put(tmp_path / "ct/1.dcm")
-    assert only(tmp_path).changed_ns == future
+    for young in names:
+        for name in names:
+            put(tmp_path / name, mtime_ns=future if name == young else NOON)
+        assert only(tmp_path).changed_ns == future
 
 
 def test_a_copy_that_keeps_an_old_date_still_counts_as_changed_now(tmp_path: Path) -> None:

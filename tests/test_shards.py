@@ -31,7 +31,7 @@ class Stage:
         self.shard = Shard("tile", folder / "results/tile/settings", images)
         self.actions: dict[str, Action] = {}
 
-    def start(self) -> Work:
+    def start(self, beat: object) -> Work:
         self.note("start")
 
         def work(entry: dict[str, Any], beat: Beat) -> Row:
@@ -222,7 +222,7 @@ def test_a_bug_of_ours_is_no_users_error(stage: Stage, capfd: pytest.CaptureFixt
 
 
 def test_a_worker_that_cannot_start_fails_the_job(stage: Stage) -> None:
-    def start() -> Work:
+    def start(beat: object) -> Work:
         raise PipelineError("backbone.file: is not there: name it")
 
     with pytest.raises(PipelineError, match="backbone.file: is not there: name it"):
@@ -231,7 +231,7 @@ def test_a_worker_that_cannot_start_fails_the_job(stage: Stage) -> None:
 
 
 def test_a_worker_that_dies_before_its_first_image_fails_the_job(stage: Stage) -> None:
-    def start() -> Work:
+    def start(beat: object) -> Work:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
@@ -254,7 +254,7 @@ from pipeline.shards import Limits, Shard, map_shard
 
 folder = Path(sys.argv[1])
 
-def start():
+def start(beat):
     def work(entry, beat):
         (folder / "child.tmp").write_text(str(os.getpid()))
         (folder / "child.tmp").rename(folder / "child")

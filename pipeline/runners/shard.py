@@ -74,7 +74,7 @@ def run_tile(arguments: argparse.Namespace) -> None:
     images = [{**image, "made_of": [image["identity"], image.get("mpp")]} for image in job.slice["images"]]
     raw_images = RawImages(job)
 
-    def start() -> Work:
+    def start(beat: Beat) -> Work:
         import numpy as np
 
         from pipeline.images import open_image
@@ -125,7 +125,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
     images = [{**image, "made_of": [tiled[image["id"]]["key"]]} for image in ready]
     raw_images = RawImages(job)
 
-    def start() -> Work:
+    def start(beat: Beat) -> Work:
         import numpy as np
         import timm
         import torch
@@ -138,7 +138,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
         device = choose_device(job.device)
         lock = None
         if device.type == "cuda":
-            index, lock = lock_gpu(torch.cuda.device_count())
+            index, lock = lock_gpu(torch.cuda.device_count(), waiting=lambda: beat(0, 0))
             device = torch.device("cuda", index)
         backbone = load_backbone(backbone_settings, device)
         place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

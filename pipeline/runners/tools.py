@@ -160,8 +160,15 @@ def run_gc(arguments: argparse.Namespace) -> None:
     """Remove plan slices, receipts and stores that the present plan does not name, and half-written leftovers.
 
     Only lists them unless --yes is given. Do not run it while a run is going.
+
+    Raises:
+        PipelineError: the present plan is not done: stores that it would find again could not be told from old ones.
     """
     plan = build(read_config(Path(arguments.config)))
+    if undone := sum(not Path(job.receipt).exists() for job in plan.jobs):
+        raise PipelineError(
+            f"gc: {undone} jobs of the present plan are not done: finish a run first, or their stores would go"
+        )
     keep = {Path(job.receipt) for job in plan.jobs} | {job.slice_path for job in plan.jobs}
     kept_stores: set[str] = set()
     for job in plan.jobs:

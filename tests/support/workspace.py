@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
         "backbone": {"model": "test_resnet", "weights": "random", "input_size": 32, "batch": 8},
     },
     "series": {
-        "images_per_shard": 4,
+        "images_per_shard": 64,
         "backbone": {"model": "test_resnet", "weights": "random", "input_size": 32, "batch": 8},
     },
     "split": {"folds": 3},
@@ -90,16 +90,18 @@ def write_series(folder: Path, seed: int, slices: int = 10, side: int = 16, pati
         file.save_as(folder / f"{(number * 7) % slices:03d}.dcm", enforce_file_format=True)
 
 
-def write_cohort(folder: Path, slides: int = 6, series: int = 6) -> None:
-    """Labelled slides and series, half of each class, one patient each, and one unlabelled of either."""
+def write_cohort(folder: Path, slides: int, series: int, labelled: tuple[str, ...] = ("slides", "ct")) -> None:
+    """Slides and series, half of each class, one patient each, and one more of either that has no label."""
     raw = folder / "data" / "raw"
     lines = ["image,patient,label"]
     for number in range(slides + 1 if slides else 0):
         write_slide(raw / "slides" / f"{number}.tiff", number)
     for number in range(series + 1 if series else 0):
         write_series(raw / "ct" / f"{number}", 100 + number)
-    lines += [f"slides/{n}.tiff,P{n},{('normal', 'lesion')[n % 2]}" for n in range(slides)]
-    lines += [f"ct/{n},Q{n},{('normal', 'lesion')[n % 2]}" for n in range(series)]
+    if "slides" in labelled:
+        lines += [f"slides/{n}.tiff,P{n},{('normal', 'lesion')[n % 2]}" for n in range(slides)]
+    if "ct" in labelled:
+        lines += [f"ct/{n},Q{n},{('normal', 'lesion')[n % 2]}" for n in range(series)]
     (folder / "data" / "labels.csv").write_text("\n".join(lines) + "\n")
 
 

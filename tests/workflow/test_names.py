@@ -99,5 +99,6 @@ def test_a_mistake_in_the_settings_is_one_line_before_any_job(
 
 def test_check_says_what_a_run_would_do(finished: Workspace) -> None:
     text = finished.pipeline("check")
-    assert "slide: 7 images, 6 labelled (lesion: 3, normal: 3) from 6 patients" in text
+    assert "slide: 2 images, 0 labelled (nothing is learnt) from 0 patients" in text
+    assert "series: 7 images, 6 labelled (lesion: 3, normal: 3) from 6 patients" in text
     assert "to do: nothing" in text
