@@ -30,7 +30,7 @@ demo: .venv/.synced  ## a synthetic cohort of slides and CT series, from files t
 	@cd demo && PYTHONPATH=.. ../$(BIN)/python -m pipeline summary
 
 test: .venv/.synced  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv/.synced  ## formatting, types, workflow lint, generated files
 	$(BIN)/ruff format --check pipeline tests benchmarks docs

@@ -57,7 +57,7 @@ def link_series(raw: Path, count: int) -> None:
 def dry_run(folder: Path) -> float:
     """Seconds of a dry run, which finds all shards to do."""
     took, text = snakemake(folder, "-n", "--quiet", "rules")
-    assert "\ntile " in text and "\nembed " in text, text[-3000:]
+    assert all(f"\n{rule} " in text for rule in ("tile", "embed")), text[-3000:]
     return took
 
 

@@ -70,6 +70,8 @@ class Ignored:
 def scan(raw: Path) -> tuple[list[RawImage], list[Ignored]]:
     """All images below a folder, sorted by path, and all that was passed over. A missing folder holds nothing.
 
+    Names that start with a dot are not looked at: that is how copies in progress and leftovers are called.
+
     Links are followed; a folder that contains itself is entered once.
 
     Raises:

@@ -140,7 +140,15 @@ TOLERANCE = {"embed": 1e-3}
 """Absolute; of the other stages 1e-4. Processors round differently."""
 
 GOLDEN: dict[str, tuple[int, Values]] = {
-    "tile": (1, ["36 origins be1e6b93aa0dc26e", "10 origins 5334524659442583", "hu b03e1e1739391146"]),
+    "tile": (
+        1,
+        [
+            "36 origins be1e6b93aa0dc26e",
+            "thumbnail e04e4c073d843b8b",
+            "10 origins 5334524659442583",
+            "hu b03e1e1739391146",
+        ],
+    ),
     "embed": (
         1,
         [

@@ -5,7 +5,7 @@ After `open_image` everything is pixels at the resolution the settings asked for
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,8 +44,11 @@ class Image(Protocol):
         """A picture of the whole (the middle slice of a series): (height, width, 3), longest side as asked."""
         ...
 
-    def arrays(self) -> dict[str, NDArray[np.int16]]:
-        """What a later stage needs to open the image without its raw files: the HU volume (z, y, x), or nothing."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What is kept to show or open the image without its raw files.
+
+        A slide: `thumbnail` (height, width, 3) uint8. A series: `hu` (z, y, x) int16.
+        """
         ...
 
 
@@ -74,7 +77,7 @@ def open_image(path: Path, settings: SlideSettings | SeriesSettings, mpp: float 
 def reopen_image(
     path: Path,
     settings: SlideSettings | SeriesSettings,
-    arrays: dict[str, NDArray[np.int16]],
+    arrays: dict[str, NDArray[Any]],
     properties: dict[str, object],
     mpp: float | None = None,
 ) -> Image:

@@ -45,6 +45,10 @@ PROPERTIES = (PROPERTY_NAME_MPP_X, PROPERTY_NAME_MPP_Y, PROPERTY_NAME_VENDOR)
 REMEDY = "state the true one in the `mpp` column of labels.csv"
 
 
+THUMBNAIL = 768
+"""Longest side in pixels of the thumbnail that is kept with the tiles: about 1.3 MB a slide."""
+
+
 @dataclass(frozen=True)
 class View:
     """The slide at one resolution, made from the pixels of one level."""
@@ -140,9 +144,9 @@ class Slide:
         width, height = (max(1, round(length * longest / max(l0_extent))) for length in l0_extent)
         return self._picture(width, height)[0]
 
-    def arrays(self) -> dict[str, NDArray[np.int16]]:
-        """Nothing: a slide is read again from its file."""
-        return {}
+    def arrays(self) -> dict[str, NDArray[np.uint8]]:
+        """A thumbnail (height, width, 3) to be shown; its tiles are read again from its file."""
+        return {"thumbnail": self.thumbnail(THUMBNAIL)}
 
     def _tile_view(self) -> View:
         """The level within the tolerance, or else the coarsest finer level with the factor to shrink it by."""

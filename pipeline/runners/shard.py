@@ -16,6 +16,10 @@ from pipeline.shards import Beat, Row, Shard, Work, map_shard
 from pipeline.store import Store, digest, file_digest, write_store
 
 
+FACTS = ("mpp", "mpp_source", "notes")
+"""What `tile` found out about an image and the catalog says."""
+
+
 class RawImages:
     """Where the raw files of a job's images lie, hidden behind their ids when names are not to be seen."""
 
@@ -66,7 +70,7 @@ class RawImages:
 
 
 def run_tile(arguments: argparse.Namespace) -> None:
-    """Tile the images of a shard: for each a store with origins, thumbnail and, of a series, its HU volume."""
+    """Tile the images of a shard: for each a store with origins, and a slide's thumbnail or a series' HU volume."""
     job = Job.of(arguments)
     settings = dict(job.slice["settings"])
     full_hash = settings.pop("content_hash", "full") == "full"
@@ -93,7 +97,7 @@ def run_tile(arguments: argparse.Namespace) -> None:
                 image = open_image(path, modality, entry.get("mpp"))
                 beat(0, 1)
                 tiles = tile(image)
-                arrays = {"origins": tiles.origins, "thumbnail": image.thumbnail(), **image.arrays()}
+                arrays = {"origins": tiles.origins, **image.arrays()}
             raw_images.check_unchanged(entry)
             attributes = {
                 "key": key,
@@ -190,6 +194,8 @@ def run_embed(arguments: argparse.Namespace) -> None:
         return work
 
     rows = {row["id"]: row for row in map_shard(Shard("embed", folder, images), start, job.limits)}
+    for name, row in rows.items():
+        row.update({fact: tiled[name][fact] for fact in FACTS if fact in tiled[name]})
     job.finish(rows=[rows.get(image["id"], tiled[image["id"]]) for image in job.slice["images"]], weights=weights)
 
 

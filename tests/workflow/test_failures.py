@@ -31,8 +31,11 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 def rows(work: Workspace, stage: str) -> dict[str, int]:
     """The rows that a stage has written so far, with the modification time of each."""
-    found = (work.folder / "results" / stage).rglob("*.row.json")
-    return {str(path): path.stat().st_mtime_ns for path in found}
+    found: dict[str, int] = {}
+    for folder, _, files in os.walk(work.folder / "results" / stage):  # forgives folders that go while it looks
+        paths = [Path(folder) / name for name in files if name.endswith(".row.json")]
+        found |= {str(path): path.stat().st_mtime_ns for path in paths}
+    return found
 
 
 def workers(work: Workspace, stage: str) -> list[psutil.Process]:

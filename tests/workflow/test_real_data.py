@@ -39,6 +39,8 @@ def window_means(folder: Path) -> list[float]:
             file = pydicom.dcmread(path)
         except pydicom.errors.InvalidDicomError:
             continue
+        if "PixelData" not in file:  # the licence and the DICOMDIR of the folder
+            continue
         hounsfield = file.pixel_array * float(file.RescaleSlope) + float(file.RescaleIntercept)
         for number, (centre, width) in enumerate(WINDOWS):
             totals[number] += np.clip((hounsfield - (centre - width / 2)) / width, 0, 1).sum()
