@@ -20,7 +20,7 @@ help:  ## say what there is
 
 .venv/.synced: envs/requirements.lock | .uv/bin/uv
 	.uv/bin/uv venv --quiet --clear --python $(PYTHON) .venv
-	.uv/bin/uv pip sync --quiet --python $(BIN)/python --require-hashes envs/requirements.lock
+	.uv/bin/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes envs/requirements.lock
 	@touch $@
 
 demo: .venv/.synced  ## a synthetic cohort of slides and CT series, from files to predictions

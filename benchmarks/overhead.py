@@ -58,7 +58,8 @@ def measure(folder: Path, quick: bool) -> list[Figure]:
         say(f"nothing to do: {idle[-1]:.2f} s; one more series: {added[-1]:.2f} s")
     check_stores(work, count + repeats)
     ratio = median(f / p for f, p in zip(flow, plain, strict=True))
-    loops = f"plain loops on the same {CORES} cores, {count} series, {rounds} round(s): {seconds(flow)}"
+    often = "1 round" if rounds == 1 else f"{rounds} rounds"
+    loops = f"plain loops on the same {CORES} cores, {count} series, {often}: {seconds(flow)}"
     own = f"its own work, {tile_each + embed_each:.3f} s in the plain loops"
     say("removing the files")
     return [
@@ -70,7 +71,7 @@ def measure(folder: Path, quick: bool) -> list[Figure]:
 
 
 def processor_seconds() -> float:
-    """Time on processors of all finished child processes and theirs; other users of the machine do not lengthen it."""
+    """Time on processors of all finished child processes and of theirs; a busy machine lengthens it less than wall."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

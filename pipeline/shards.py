@@ -132,14 +132,15 @@ def _run_child(
     sender.close()
     finished: list[Row] = []
     current: str | None = None
-    heard = shown = time.monotonic()
-    cause = ""
+    heard = shown = looked = time.monotonic()
     try:
         while True:
-            if not receiver.poll(0.2):
-                cause = _excess(child.pid, time.monotonic() - heard, limits)
-                if cause:
+            waits = not receiver.poll(0.2)
+            if waits or time.monotonic() - looked > 1:  # also while messages come thick and fast
+                looked = time.monotonic()
+                if cause := _excess(child.pid, looked - heard, limits):
                     return finished, current, cause
+            if waits:
                 continue
             try:
                 message = json.loads(receiver.recv_bytes())
