@@ -15,7 +15,6 @@ from pipeline.runners.job import RESULTS, Job
 from pipeline.shards import Beat, Row, Shard, Work, map_shard
 from pipeline.store import Store, digest, file_digest, write_store
 
-
 FACTS = ("mpp", "mpp_source", "notes")
 """What `tile` found out about an image and the catalog says."""
 

@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,21 +188,42 @@ def _pictures(job: Job, kind: str) -> list[dict[str, Any]]:
 def _predictions(job: Job) -> list[dict[str, Any]]:
     """One table of all predictions: test bags by their own fold's head, unlabelled ones by the ensemble."""
     rows = []
+    classes = _classes(job)
     for receipt in job.upstream.get("evaluate", []):
+        of = {"modality": receipt["name"], "of": "test"}
         for head, place in sorted(receipt["predictions"].items()):
-            rows += [
-                {"modality": receipt["name"], "head": head, "of": "test", **row} for row in read_predictions(place)
-            ]
+            rows += [{**of, "head": head, **_named(row, classes[receipt["name"]])} for row in read_predictions(place)]
     for receipt in job.upstream.get("predict", []):
         kind = receipt["name"].split("-")[0]
-        of = {"modality": kind, "head": receipt["head"], "of": "unlabelled"}
-        rows += [{**of, **row} for row in read_predictions(receipt["place"])]
+        of = {"modality": kind, "of": "unlabelled", "head": receipt["head"]}
+        rows += [{**of, **_named(row, classes[kind])} for row in read_predictions(receipt["place"])]
     return rows
 
 
+def _classes(job: Job) -> dict[str, list[str]]:
+    """The names of the classes of each modality that has labels."""
+    return {gate["name"]: gate["classes"] for gate in job.upstream.get("gate", [])}
+
+
+def _named(row: dict[str, str], classes: list[str]) -> dict[str, str]:
+    """A row in the user's words: labels by name, `p1_low` as `p_lesion_low`."""
+    named = {}
+    for column, value in row.items():
+        if column in {"label", "decided"}:
+            value = classes[int(value)]
+        elif match := re.fullmatch(r"p(\d+)(_low|_high)?", column):
+            column = f"p_{classes[int(match[1])]}{match[2] or ''}"
+        named[column] = value
+    return named
+
+
 def _splits(job: Job) -> list[dict[str, Any]]:
-    found = job.upstream.get("split", [])
-    return [{"modality": split["name"], **row} for split in found for row in read_table(Path(split["split"]))]
+    classes = _classes(job)
+    return [
+        {"modality": split["name"], **_named(row, classes[split["name"]])}
+        for split in job.upstream.get("split", [])
+        for row in read_table(Path(split["split"]))
+    ]
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

@@ -147,7 +147,7 @@ def test_unlabelled_images_are_predicted_by_every_fold(real: Workspace) -> None:
     ensemble = {row["bag"]: row for row in rows if row["of"] == "unlabelled"}
     assert set(ensemble) == {f"ct/{name}" for name in SERIES}
     for row in ensemble.values():
-        low, mean, high = (float(row[name]) for name in ("p1_low", "p1", "p1_high"))
+        low, mean, high = (float(row[name]) for name in ("p_b_low", "p_b", "p_b_high"))
         assert 0 <= low <= mean <= high <= 1
 
 
