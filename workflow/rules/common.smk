@@ -18,7 +18,9 @@ shell.prefix(f"export PYTHONPATH={shlex.quote(ROOT)}; ")
 
 
 # Jobs find this interpreter when the environment was not activated; one that --use-conda activates comes before it.
-os.environ.update(PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()]))
+os.environ.update(
+    PATH=os.pathsep.join([os.path.dirname(sys.executable), *os.get_exec_path()])
+)
 
 
 wildcard_constraints:
