@@ -6,13 +6,13 @@ All resampling is over patients, because bags of one patient are not independent
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import EvaluationSettings
+from pipeline.intervals import auroc_deviation, percentiles, ranked_classes, recall_deviation, score_interval
 
 Floats = NDArray[np.float64]
 
@@ -131,7 +131,7 @@ def evaluate(predictions: Predictions, settings: EvaluationSettings) -> Evaluati
     scores with a third positive, one bag per patient, 5 folds, 500 resamples and 600 cohorts each, the 95 % interval of
     the AUROC missed the truth in 3.5, 5.2, 4.7 % (truth 0.5) and 6.5, 4.5, 4.2 % (truth 0.8) for folds of 6, 12, 24
     patients. Where all replicates are equal (every pair won, every decision right), the bootstrap would claim
-    certainty; then the score interval of `_score_interval` stands in, and `method` says so.
+    certainty; then the score interval stands in, and `method` says so.
     """
     folds = tuple(
         FoldResult(int(fold), _fold_auroc(part, settings.confidence), count(part))
@@ -139,8 +139,8 @@ def evaluate(predictions: Predictions, settings: EvaluationSettings) -> Evaluati
         for part in [predictions.of_fold(fold)]
     )
     return Evaluation(
-        auroc=_estimate(predictions, _auroc_tally, _auroc_deviation, settings),
-        balanced_accuracy=_estimate(predictions, _recall_tally, _recall_deviation, settings),
+        auroc=_estimate(predictions, _auroc_tally, auroc_deviation, settings),
+        balanced_accuracy=_estimate(predictions, _recall_tally, recall_deviation, settings),
         folds=folds,
         counts=count(predictions),
     )
@@ -163,7 +163,7 @@ def compare(first: Predictions, second: Predictions, settings: EvaluationSetting
     if len(kept) == 0 or np.ptp(kept) == 0:
         reason = "no interval: the difference is the same in all resamples"
         return Comparison(Estimate(value - other_value, left_out=left_out, reason=reason), p, counts)
-    low, high = _percentiles(kept, settings.confidence)
+    low, high = percentiles(kept, settings.confidence)
     return Comparison(Estimate(value - other_value, low, high, "bootstrap", left_out), p, counts)
 
 
@@ -201,21 +201,16 @@ def _pairs(labels: NDArray[np.int64], scores: Floats, weights: Floats) -> Floats
     Cost: sorting, and one cumulative sum over (replicate, bag); no matrix of pairs is made.
     """
     tallies = []
-    for label in _ranked(scores.shape[1]):
+    for label in ranked_classes(scores.shape[1]):
         order = np.argsort(scores[:, label])
-        ranked = scores[order, label]
+        sorted_scores = scores[order, label]
         positive = labels[order] == label
         won_by, lost_by = weights[:, order] * positive, weights[:, order] * ~positive
         below = np.pad(np.cumsum(lost_by, axis=1), ((0, 0), (1, 0)))  # (replicate, bag + 1)
-        first, last = np.searchsorted(ranked, ranked, "left"), np.searchsorted(ranked, ranked, "right")
+        first, last = (np.searchsorted(sorted_scores, sorted_scores, side) for side in ("left", "right"))
         won = (won_by * (below[:, first] + below[:, last])).sum(axis=1) / 2  # ties lie between first and last
         tallies.append(np.stack([won, won_by.sum(axis=1) * lost_by.sum(axis=1)], axis=-1))
     return np.stack(tallies, axis=1)
-
-
-def _ranked(classes: int) -> range:
-    """The classes that are ranked against the rest: with two classes one ranking says it all."""
-    return range(1, 2) if classes == 2 else range(classes)
 
 
 def _ratio(tally: Floats) -> Floats:
@@ -252,15 +247,10 @@ def _estimate(predictions: Predictions, tally: Tally, deviation: Deviation, sett
     left_out = len(replicates) - len(kept)
     if len(kept) == 0 or np.ptp(kept) == 0:
         parts = [predictions.of_fold(fold) for fold in np.unique(predictions.folds)]
-        low, high = _score_interval(value, lambda truth: deviation(parts, truth), settings.confidence)
+        low, high = score_interval(value, lambda truth: deviation(parts, truth), settings.confidence)
         return Estimate(value, low, high, "score", left_out)
-    low, high = _percentiles(kept, settings.confidence)
+    low, high = percentiles(kept, settings.confidence)
     return Estimate(value, low, high, "bootstrap", left_out)
-
-
-def _percentiles(replicates: Floats, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def _missing(counts: Counts) -> str:
@@ -279,73 +269,5 @@ def _fold_auroc(part: Predictions, confidence: float) -> Estimate:
     value = auroc(part.labels, part.probabilities)
     if value is None:
         return Estimate(None, reason=_missing(count(part)))
-    low, high = _score_interval(value, lambda truth: _auroc_deviation([part], truth), confidence)
+    low, high = score_interval(value, lambda truth: auroc_deviation([part], truth), confidence)
     return Estimate(value, low, high, "score")
-
-
-def _score_interval(
-    value: float, deviation: Callable[[float], tuple[float, float]], confidence: float
-) -> tuple[float, float]:
-    """All truths t that a two-sided normal test, with the deviation that t itself implies, would not reject.
-
-    Args:
-        value: what was observed, between 0 and 1.
-        deviation: for a truth gives the standard deviation of the figure, and half of its smallest step: the
-            correction for continuity. Both mirror: truth t and 1 - t give the same.
-        confidence: coverage wanted.
-    """
-    quantile = NormalDist().inv_cdf((1 + confidence) / 2)
-
-    def lowest(observed: float) -> float:
-        inside, outside = observed, 0.0
-        for _ in range(50):
-            truth = (inside + outside) / 2
-            spread, correction = deviation(truth)
-            if observed - truth - correction > quantile * spread:
-                outside = truth
-            else:
-                inside = truth
-        return outside
-
-    return lowest(value), 1 - lowest(1 - value)
-
-
-def _auroc_deviation(parts: list[Predictions], truth: float) -> tuple[float, float]:
-    """Standard deviation of the pooled-within-fold AUROC, and half a step.
-
-    Per fold the variance of Hanley and McNeil (1982) as Newcombe (2006, method 5) made it symmetric; at 0.5 it is that
-    of the Mann-Whitney test. ASSUME: bags of a patient say the same thing, so patients count and not bags, and unequal
-    patients count by Kish's effective number. ASSUME: with more than two classes the rankings move together, the widest
-    case.
-    """
-    spreads, steps = [], []
-    for label in _ranked(parts[0].classes):
-        variance, pairs, step = 0.0, 0.0, 0.0
-        for part in parts:
-            own = part.labels == label
-            if own.all() or not own.any():
-                continue
-            size = float(own.sum()) * float((~own).sum())
-            positive, negative = _effective(part.patients[own]), _effective(part.patients[~own])
-            more = (positive + negative) / 2 - 1
-            spread = 1 + more * (1 - truth) / (2 - truth) + more * truth / (1 + truth)
-            variance += size**2 * truth * (1 - truth) * spread / (positive * negative)
-            step += size**2 / (positive * negative)
-            pairs += size
-        spreads.append(math.sqrt(variance) / pairs)
-        steps.append(step / pairs**2 / 2)
-    return float(np.mean(spreads)), float(np.mean(steps))
-
-
-def _recall_deviation(parts: list[Predictions], truth: float) -> tuple[float, float]:
-    """Standard deviation of the balanced accuracy when every class has the recall `truth` (Wilson), and half a step."""
-    labels = np.concatenate([part.labels for part in parts])
-    patients = np.concatenate([part.patients for part in parts])
-    shares = [1 / _effective(patients[labels == label]) for label in range(parts[0].classes)]
-    return math.sqrt(truth * (1 - truth) * sum(shares)) / len(shares), min(shares) / len(shares) / 2
-
-
-def _effective(patients: NDArray[np.str_]) -> float:
-    """Kish's effective number of patients, given the patient of each bag: their number when all have equally many."""
-    _, bags = np.unique(patients, return_counts=True)
-    return float(bags.sum() ** 2 / (bags**2).sum())

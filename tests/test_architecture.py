@@ -16,7 +16,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("runners.*",),
-    ("report", "figures", "training", "evaluation", "explain", "synthetic.*"),
+    ("report", "figures", "training", "evaluation", "explain", "intervals", "synthetic.*"),
     ("tiling", "embedding", "bags", "splits", "heads.*"),
     ("images.*", "shards", "backbone"),
     ("plan", "names", "cohort", "raw", "store", "versions"),
@@ -35,6 +35,7 @@ SAME_LINE: dict[str, set[str]] = {
     "runners.tools": {"runners.job"},
     # The report draws its curves.
     "report": {"figures"},
+    "evaluation": {"intervals"},
     "synthetic.*": {"synthetic.*"},
     # Heads know what all heads share; the list of heads knows the heads.
     "heads": {"heads.*"},
@@ -57,7 +58,8 @@ NARROWER: dict[str, set[str]] = {
     "heads.mean": {"heads.base"},
     "explain": set(),
     "figures": set(),
-    "evaluation": {"config"},
+    "evaluation": {"config", "intervals"},
+    "intervals": set(),
     "versions": set(),
 }
 """Modules that may know less than their line."""
