@@ -61,11 +61,6 @@ def roles(fold_of: Mapping[str, int], fold: int, folds: int) -> dict[str, Role]:
     return {patient: special.get(own, "train") for patient, own in fold_of.items()}
 
 
-def mixed_patients(patients: Sequence[str], labels: Sequence[int]) -> int:
-    """Number of patients whose bags differ in label. They stay on one side of every split, like all others."""
-    return sum(len(classes) > 1 for classes in _classes_of(patients, labels).values())
-
-
 def _classes_of(patients: Sequence[str], labels: Sequence[int]) -> dict[str, set[int]]:
     """The classes of each patient's bags."""
     classes: dict[str, set[int]] = defaultdict(set)

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import SplitSettings
 from pipeline.errors import CohortError
-from pipeline.splits import assign_folds, mixed_patients, roles
+from pipeline.splits import assign_folds, roles
 
 FIVE = SplitSettings(folds=5, seed=0)
 
@@ -77,7 +77,7 @@ def test_known_patients_without_a_bag_are_left_out() -> None:
     assert "gone" not in assign_folds(patients, labels, FIVE, {"gone": 3})
 
 
-def test_all_bags_of_a_patient_share_a_fold_and_mixed_patients_are_counted() -> None:
+def test_all_bags_of_a_patient_share_a_fold() -> None:
     """Three patients have a bag of either class; they count as the rarer class 1, which each fold then has once."""
     patients = [f"p{number}" for number in range(12)] + ["p0", "p1", "p2"]
     labels = [0] * 10 + [1] * 2 + [1] * 3
@@ -85,8 +85,6 @@ def test_all_bags_of_a_patient_share_a_fold_and_mixed_patients_are_counted() -> 
 
     assert len(fold_of) == 12
     assert sorted(fold_of[patient] for patient in ("p0", "p1", "p2", "p10", "p11")) == [0, 1, 2, 3, 4]
-    assert mixed_patients(patients, labels) == 3
-    assert mixed_patients(["a", "a", "b"], [1, 1, 0]) == 0
 
 
 def test_roles_rotate() -> None:
