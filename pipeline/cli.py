@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 from pipeline.errors import PipelineError, one_line
@@ -34,6 +35,7 @@ TOOLS = {
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    top.add_argument("-d", "--directory", default=".", help="working directory, as for snakemake -d (default: here)")
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for stage in STAGES:
         command = commands.add_parser(stage, help=f"one {stage} job of the plan (called by Snakemake)")
@@ -62,6 +64,11 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; a user's mistake ends as one line and exit code 1, a bug of ours with its traceback."""
     parsed = parser().parse_args(arguments)
+    try:
+        os.chdir(parsed.directory)
+    except OSError as error:
+        print(f"error: {parsed.directory}: {error.strerror}: name a folder", file=sys.stderr)
+        return 1
     module = importlib.import_module(f"pipeline.runners.{STAGES.get(parsed.command, 'tools')}")
     try:
         getattr(module, f"run_{parsed.command.replace('-', '_')}")(parsed)

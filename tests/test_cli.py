@@ -171,3 +171,16 @@ def test_the_plan_imports_neither_torch_nor_numpy() -> None:
 @pytest.mark.parametrize("module", ["shard", "learn", "show"])
 def test_a_runner_without_work_imports_nothing_heavy(module: str) -> None:
     assert not imported_by(f"import pipeline.runners.{module}") & {"torch", "numpy", "zarr", "pydicom", "openslide"}
+
+
+def test_a_command_runs_in_the_folder_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "config.yaml").write_text("raw: somewhere\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["-d", "there", "check"]) == 0
+    assert "slide: 0 images" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    assert main(["-d", "nowhere", "check"]) == 1
+    assert capsys.readouterr().err == "error: nowhere: No such file or directory: name a folder\n"

@@ -83,14 +83,12 @@ def images(stage, wildcards):
 
 
 def tile_minutes(wildcards):
-    """Walltime: 5 minutes a slide, 5 seconds a series."""
-    return 30 + images("tile", wildcards) * (
-        5 if wildcards.name.startswith("slide") else 0.1
-    )
+    """Walltime: half an hour, and 5 minutes a slide or 6 seconds a series."""
+    each = 5 if wildcards.name.startswith("slide") else 0.1
+    return 30 + round(images("tile", wildcards) * each)
 
 
 def embed_minutes(wildcards):
-    """Walltime: 15 minutes a slide, 10 seconds a series, of a GPU."""
-    return 30 + images("embed", wildcards) * (
-        15 if wildcards.name.startswith("slide") else 0.2
-    )
+    """Walltime: half an hour, and 15 minutes a slide or 12 seconds a series, of a GPU."""
+    each = 15 if wildcards.name.startswith("slide") else 0.2
+    return 30 + round(images("embed", wildcards) * each)
