@@ -23,7 +23,7 @@ CONFIG: dict[str, Any] = {
 
 def measure(folder: Path, quick: bool) -> list[Figure]:
     """Time both ways in turns, then runs with nothing and with one series to do."""
-    count, rounds, repeats = (200, 1, 2) if quick else (2000, 1, 3)
+    count, rounds, repeats = (200, 1, 2) if quick else (2000, 2, 3)
     config = {**CONFIG, "series": {**CONFIG["series"], **({"images_per_shard": count // CORES} if quick else {})}}
     writer = SeriesWriter()
     warm_up(folder, config, writer)
