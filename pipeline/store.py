@@ -4,7 +4,8 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,22 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: is damaged ({one_line(error)}): delete it and run snakemake again") from None
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill beside a final name, renamed once when it is filled; a name taken by then keeps what it has."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        try:
+            beside.rename(path)
+        except OSError:
+            if not path.exists():  # nobody else finished first: the disk says no
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def write_store(path: Path, arrays: "Mapping[str, NDArray[Any]]", attributes: Mapping[str, object]) -> None:
     """Write a Zarr v3 group that appears whole or not at all; if it exists already, that one stays.
 
@@ -77,8 +94,7 @@ def write_store(path: Path, arrays: "Mapping[str, NDArray[Any]]", attributes: Ma
 
     if path.exists():
         return
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
+    with new_folder(path) as beside:
         group = zarr.create_group(beside, attributes={**attributes, "schema": SCHEMA})
         for name, values in arrays.items():
             chunks = (_chunk_rows(values), *values.shape[1:])
@@ -90,13 +106,6 @@ def write_store(path: Path, arrays: "Mapping[str, NDArray[Any]]", attributes: Ma
         metadata = {name: file_digest(beside / name / "zarr.json") for name in arrays}
         group.attrs["arrays"] = metadata
         group.attrs["checksum"] = digest(dict(group.attrs))
-        try:
-            beside.rename(path)
-        except OSError:
-            if not path.exists():  # somebody else finished first, or the disk says no
-                raise
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _chunk_rows(values: "NDArray[Any]") -> int:

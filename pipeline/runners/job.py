@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pipeline.plan import RESULTS
 from pipeline.shards import Limits, Row
 from pipeline.store import digest, read_json, write_json
-
-RESULTS = Path("results")
 
 
 @dataclass(frozen=True)

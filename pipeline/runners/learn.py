@@ -2,8 +2,6 @@
 
 import argparse
 import datetime
-import shutil
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +10,7 @@ from pipeline.config import EvaluationSettings, HeadSettings, TrainingSettings
 from pipeline.runners.job import RESULTS, Job
 from pipeline.runners.tables import by_bag, read_record, read_table, table, usable_rows
 from pipeline.shards import say
-from pipeline.store import Store, digest, file_digest, read_json, write_json
+from pipeline.store import Store, digest, file_digest, new_folder, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,9 +60,7 @@ def _train(job: Job, place: Path, train: dict[str, Rows], validation: dict[str, 
     best = fitted.history[fitted.best_epoch]
     say(f"{job.name}: {len(bags)} bags, {len(fitted.history)} epochs, best {fitted.best_epoch}, "
         f"validation loss {best.validation_loss:.4f}")  # fmt: skip
-    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
-    beside.mkdir(parents=True)
-    try:
+    with new_folder(place) as beside:
         save_file(fitted.state, beside / "weights.safetensors")
         record = {
             "head": settings["head"],
@@ -81,9 +77,6 @@ def _train(job: Job, place: Path, train: dict[str, Rows], validation: dict[str, 
             "torch": torch.__version__,
         }
         write_json(beside / "record.json", record)
-        _rename(beside, place)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
@@ -256,23 +249,10 @@ def _keep(place: Path, predictions: bytes, pictures: Rows, attention: "dict[str,
     """Write what a predict job found, whole or not at all."""
     import numpy as np
 
-    beside = place.with_name(f".{place.name}.{uuid.uuid4().hex[:12]}.tmp")
-    beside.mkdir(parents=True)
-    try:
+    with new_folder(place) as beside:
         (beside / "predictions.csv").write_bytes(predictions)
         np.savez(beside / "attention.npz", allow_pickle=False, **attention)
         write_json(beside / "record.json", {"pictures": pictures, "sha256": digest(predictions.decode())})
-        _rename(beside, place)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def _rename(beside: Path, place: Path) -> None:
-    try:
-        beside.rename(place)
-    except OSError:
-        if not place.exists():  # somebody else finished first, or the disk says no
-            raise
 
 
 def _note_test_use(job: Job, fold: int, bags: int) -> None:

@@ -91,6 +91,11 @@ def _all_rows(stage: str, kind: str) -> list[dict[str, Any]]:
     return [row for path in receipts for row in read_json(path)["rows"]]
 
 
+def _row_paths() -> list[Path]:
+    """The rows of all images that a per-image stage has finished, sorted by path."""
+    return sorted(path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json"))
+
+
 def run_retry(arguments: argparse.Namespace) -> None:
     """Forget failed rows, so that the next run tries these images again.
 
@@ -99,7 +104,7 @@ def run_retry(arguments: argparse.Namespace) -> None:
     """
     wanted = set(arguments.images)
     forgotten: set[str] = set()
-    for path in (path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+    for path in _row_paths():
         row = read_json(path)
         if row["status"] == "failed" and (not wanted or row["id"] in wanted):
             path.unlink()
@@ -131,7 +136,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
         PipelineError: some are damaged and --repair was not given.
     """
     stores, damaged = 0, []
-    for path in sorted(path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+    for path in _row_paths():
         row = read_json(path)
         if row["status"] != "done":
             continue
@@ -194,7 +199,7 @@ def run_gc(arguments: argparse.Namespace) -> None:
         return
     for path in doomed:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for row_path in (path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json")):
+    for row_path in _row_paths():
         row = read_json(row_path)
         if row["status"] == "done" and not Path(row["store"]).exists():
             row_path.unlink()
