@@ -39,13 +39,14 @@ def embed(
     """
     unreadable = 0
     batches = [origins[start : start + backbone.batch] for start in range(0, len(origins), backbone.batch)]
+    rooms = [np.empty((len(batches[0]), size[1], size[0], 3), np.uint8) for _ in batches[:2]]  # embedded, and read
     with ThreadPoolExecutor(max_workers=1) as ahead:
-        coming = ahead.submit(image.read, batches[0], size, threads)
+        coming = ahead.submit(image.read, batches[0], size, threads, rooms[0])
         for number in range(len(batches)):
             tiles, status = coming.result()
             if number + 1 < len(batches):
-                coming = ahead.submit(image.read, batches[number + 1], size, threads)
-            readable = tiles[status == READ_OK]
+                coming = ahead.submit(image.read, batches[number + 1], size, threads, rooms[(number + 1) % 2])
+            readable = tiles if (status == READ_OK).all() else tiles[status == READ_OK]
             unreadable += len(tiles) - len(readable)
             if len(readable):
                 yield backbone.embed(readable), status

@@ -2,11 +2,13 @@
 
 import threading
 from collections import defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config import QualitySettings
 from pipeline.embedding import embed
 from pipeline.errors import ImageError
 from pipeline.images import READ_FAILED, READ_OK
@@ -21,7 +23,9 @@ class Numbered:
     tile_size: tuple[int, ...] = SIZE
     tile_stride: tuple[int, ...] = SIZE
     min_foreground = 0.0
-    properties: dict[str, object] = {}  # noqa: RUF012
+    pads = False
+    quality = QualitySettings()
+    properties: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.broken = broken
@@ -32,7 +36,11 @@ class Numbered:
         return np.ones(len(origins), np.float32)
 
     def read(
-        self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+        self,
+        origins: NDArray[np.int32],
+        size: tuple[int, ...],
+        threads: int = 1,
+        out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         assert size == SIZE
         numbers = origins[:, 0] // 2
@@ -40,6 +48,9 @@ class Numbered:
         self.begun[len(self.reads)].set()
         tiles = np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 2, 3)).astype(np.uint8)
         return tiles, np.where(np.isin(numbers, self.broken), READ_FAILED, READ_OK).astype(np.uint8)
+
+    def reading(self) -> dict[str, object]:
+        return {}
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
         return np.zeros((2, 100, 3), np.uint8)
@@ -115,11 +126,15 @@ def test_an_image_with_too_many_unreadable_tiles_fails(broken: tuple[int, ...], 
 def test_a_reader_that_raises_is_heard() -> None:
     class Raises(Numbered):
         def read(
-            self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+            self,
+            origins: NDArray[np.int32],
+            size: tuple[int, ...],
+            threads: int = 1,
+            out: NDArray[np.uint8] | None = None,
         ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             if self.reads:
                 raise ImageError("the file ended")
-            return super().read(origins, size, threads)
+            return super().read(origins, size, threads, out)
 
     with pytest.raises(ImageError, match="the file ended"):
         run(Raises(), 9)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import SeriesSettings, SlideSettings
+from pipeline.config import QualitySettings, SeriesSettings, SlideSettings
 
 READ_OK, READ_FAILED = 0, 1
 """Status of one tile: its pixels are there, or could not be decoded (its pixels are then white or black filler)."""
@@ -27,17 +27,37 @@ class Image(Protocol):
     extent: tuple[int, ...]
     tile_size: tuple[int, ...]
     tile_stride: tuple[int, ...]
+    pads: bool
+    """Whether tiles that reach over the far edge count."""
     min_foreground: float
-    properties: dict[str, object]
+    quality: QualitySettings
+    """Filters on the pixels of its tiles."""
+    properties: dict[str, Any]
 
     def foreground(self, origins: NDArray[np.int32], size: tuple[int, ...]) -> NDArray[np.float32]:
         """Share of each tile that shows something: (tile,) between 0 and 1. Origins (tile, axis), x first."""
         ...
 
     def read(
-        self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+        self,
+        origins: NDArray[np.int32],
+        size: tuple[int, ...],
+        threads: int = 1,
+        out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pixels (tile, height, width, 3) and a status (tile,) READ_OK or READ_FAILED, in the order of `origins`."""
+        """Pixels (tile, height, width, 3) and a status (tile,) READ_OK or READ_FAILED, in the order of `origins`.
+
+        Args:
+            origins: (tile, axis), x first.
+            size: of a tile, x first.
+            threads: that read at the same time.
+            out: room for at least as many tiles, contiguous, whose beginning is filled and given back. Whoever reads
+                batch after batch reuses it: new memory for each costs a fifth of the time of decoding.
+        """
+        ...
+
+    def reading(self) -> dict[str, object]:
+        """JSON for the store's attributes: which way the tiles that were read so far took."""
         ...
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
@@ -47,18 +67,22 @@ class Image(Protocol):
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What is kept to show or open the image without its raw files.
 
-        A slide: `thumbnail` (height, width, 3) uint8. A series: `hu` (z, y, x) int16.
+        A slide: `thumbnail` (height, width, 3) uint8 and `outline` of its tissue (point, 3) int32. A series: `hu`
+        (z, y, x) int16.
         """
         ...
 
 
-def open_image(path: Path, settings: SlideSettings | SeriesSettings, mpp: float | None = None) -> Image:
+def open_image(
+    path: Path, settings: SlideSettings | SeriesSettings, mpp: float | None = None, mpp_policy: str = ""
+) -> Image:
     """Open a slide file or a folder of DICOM files with the reader its settings are for.
 
     Args:
         path: a slide's first file, or a folder of CT DICOM files.
         settings: the modality's section of the config.
-        mpp: the user's own µm per pixel of this slide at its finest level, in place of what the file says.
+        mpp: the user's own µm per pixel of this slide at its finest level.
+        mpp_policy: what that is for, in place of the settings' own `mpp_policy`.
 
     Raises:
         ImageError: the content cannot be used; the message says what was found and what to do, and names no path.
@@ -67,7 +91,7 @@ def open_image(path: Path, settings: SlideSettings | SeriesSettings, mpp: float 
         case SlideSettings():
             from pipeline.images.slide import Slide
 
-            return Slide(path, settings, mpp)
+            return Slide(path, settings, mpp, mpp_policy)
         case SeriesSettings():
             from pipeline.images.series import Series
 
@@ -78,8 +102,9 @@ def reopen_image(
     path: Path,
     settings: SlideSettings | SeriesSettings,
     arrays: dict[str, NDArray[Any]],
-    properties: dict[str, object],
+    properties: dict[str, Any],
     mpp: float | None = None,
+    mpp_policy: str = "",
 ) -> Image:
     """Open an image that `tile` has seen: a slide from its raw file, a series from the arrays its store keeps.
 
@@ -87,7 +112,7 @@ def reopen_image(
     """
     match settings:
         case SlideSettings():
-            return open_image(path, settings, mpp)
+            return open_image(path, settings, mpp, mpp_policy)
         case SeriesSettings():
             from pipeline.images.series import Series
 

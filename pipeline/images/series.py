@@ -1,13 +1,13 @@
 """A CT series: a volume in Hounsfield units (HU), shown through three windows as three channels."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pipeline.config import SeriesSettings, Window
+from pipeline.config import QualitySettings, SeriesSettings, Window
 from pipeline.errors import ImageError
 from pipeline.images import READ_OK
 from pipeline.images.dicom import AIR, HIGHEST, choose_series, quiet_pydicom, read_headers, read_volume, stack
@@ -22,12 +22,14 @@ class Series:
         properties: what is known about it, without windows.
     """
 
-    def __init__(self, volume: NDArray[np.int16], settings: SeriesSettings, properties: dict[str, object]) -> None:
+    def __init__(self, volume: NDArray[np.int16], settings: SeriesSettings, properties: dict[str, Any]) -> None:
         slices, rows, columns = volume.shape
         self.extent: tuple[int, ...] = (columns, rows, slices)
         self.tile_size: tuple[int, ...] = (columns, rows, 1)
         self.tile_stride: tuple[int, ...] = (columns, rows, 1)
+        self.pads = False
         self.min_foreground = 0.0
+        self.quality = QualitySettings()
         self.properties = properties
         self._volume = volume
         self._table = window_table(settings.windows)
@@ -53,7 +55,7 @@ class Series:
         travel = np.subtract(positions[z[-1]][0].position, positions[z[0]][0].position)
         cosine = float(travel @ normal / np.linalg.norm(travel)) if len(z) > 1 else 1.0
         unstated = any(header.unit == "US" for header in chosen)
-        properties: dict[str, object] = {
+        properties: dict[str, Any] = {
             "z_mm": [round(value, 4) for value in z],
             "spacing": list(chosen[0].spacing),
             "thickness": sorted({value for header in chosen for value in header.thickness}),
@@ -72,15 +74,23 @@ class Series:
         return np.ones(len(origins), dtype=np.float32)
 
     def read(
-        self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+        self,
+        origins: NDArray[np.int32],
+        size: tuple[int, ...],
+        threads: int = 1,
+        out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Pixels (tile, height, width, 3), one window per channel, and a status (tile,), always READ_OK."""
         width, height, _ = size
-        pixels = np.empty((len(origins), height, width, 3), dtype=np.uint8)
+        pixels = np.empty((len(origins), height, width, 3), dtype=np.uint8) if out is None else out[: len(origins)]
         for tile, (x, y, z) in zip(pixels, origins.tolist(), strict=True):
             hounsfield = self._volume[z, y : y + height, x : x + width]
             np.take(self._table, hounsfield - AIR, axis=0, out=tile, mode="clip")  # "raise" would copy once more
         return pixels, np.full(len(origins), READ_OK, dtype=np.uint8)
+
+    def reading(self) -> dict[str, object]:
+        """Nothing: its slices come from the store."""
+        return {}
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
         """The middle slice, (height, width, 3), longest side as asked."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import SeriesSettings, SlideSettings
+from pipeline.config import SeriesSettings, SlideSettings, TissueSettings
 from pipeline.geometry import grid
 from pipeline.images import READ_OK, Image, open_image, reopen_image
 
@@ -18,7 +18,7 @@ def image(request, tmp_path, write_slide, write_slice, tissue_pixels) -> Image:
         return open_image(tmp_path / "series", SeriesSettings())
     native = 0.5 if request.param == "slide" else 0.3
     path = write_slide(tissue_pixels, (native, native), levels=2)
-    return open_image(path, SlideSettings(mpp=0.5, tile=64, stride=48, tissue_mpp=2))
+    return open_image(path, SlideSettings(mpp=0.5, tile=64, stride=48, tissue=TissueSettings(mpp=2)))
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_a_batch_equals_its_tiles_read_one_by_one(image, origins):
     for number in range(len(origins)):
         single, _ = image.read(origins[number : number + 1], image.tile_size)
         assert np.array_equal(single[0], batch[number])
+
+
+def test_tiles_can_be_read_into_room_that_is_used_again(image, origins):
+    width, height = image.tile_size[:2]
+    room = np.full((len(origins) + 2, height, width, 3), 7, np.uint8)
+    expected, _ = image.read(origins, image.tile_size)
+    for _ in range(2):
+        filled, _ = image.read(origins, image.tile_size, out=room)
+        assert np.shares_memory(filled, room) and np.array_equal(filled, expected)
+    assert (room[len(origins) :] == 7).all()
 
 
 def test_tiles_come_in_the_order_asked_for(image, origins):
@@ -75,7 +85,11 @@ def test_thumbnail_has_the_longest_side_asked_for(image):
 
 
 def test_reopened_from_its_arrays_it_shows_the_same_pixels(image, origins, tmp_path):
-    settings = SeriesSettings() if len(image.extent) == 3 else SlideSettings(mpp=0.5, tile=64, stride=48, tissue_mpp=2)
+    settings = (
+        SeriesSettings()
+        if len(image.extent) == 3
+        else SlideSettings(mpp=0.5, tile=64, stride=48, tissue=TissueSettings(mpp=2))
+    )
     again = reopen_image(tmp_path / "slide.tif", settings, image.arrays(), image.properties)
     assert again.extent == image.extent
     assert np.array_equal(again.read(origins, image.tile_size)[0], image.read(origins, image.tile_size)[0])
