@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.config import Config
+from pipeline.config import Config, SlideSettings
 from pipeline.errors import CohortError
 from pipeline.raw import DICOM_SUFFIXES, SLIDE_SUFFIXES
 
-COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "label"])
+MPP_POLICIES = ("require", "override", "assume")
+COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "mpp_policy", "label"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Row:
     """A reason; empty: the image is used."""
     site: str
     mpp: float | None
+    mpp_policy: str = ""
+    """One of `MPP_POLICIES`; empty: the cohort's, or `override` where an mpp is stated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ class Cohort:
 def read_labels(path: Path) -> list[Row]:
     """The rows of a table of labels; none when there is no table.
 
-    The columns are `image`, `patient`, `label` and optionally `case`, `exclude`, `site`, `mpp`; or CLAM's `case_id`
-    (the patient) and `slide_id` (the file's name without suffix). Other columns are left alone.
+    The columns are `image`, `patient`, `label` and optionally `case`, `exclude`, `site`, `mpp`, `mpp_policy`; or CLAM's
+    `case_id` (the patient) and `slide_id` (the file's name without suffix). Other columns are left alone.
 
     Raises:
         CohortError: naming the line, what was found and what to do.
@@ -99,6 +102,17 @@ def _row(path: Path, number: int, cells: dict[str, str], by_stem: bool) -> Row:
             raise CohortError(
                 f"{path} line {number}: mpp is {cells['mpp']!r}: write µm per pixel, such as 0.25, or nothing"
             )
+    policy = cells.get("mpp_policy", "").lower()
+    if policy and policy not in MPP_POLICIES:
+        raise CohortError(
+            f"{path} line {number}: mpp_policy is {cells['mpp_policy']!r}: write {', '.join(MPP_POLICIES)} or nothing"
+        )
+    if policy == "require" and mpp is not None:
+        raise CohortError(
+            f"{path} line {number}: mpp_policy is `require`, the file's own, and an mpp is stated: remove one of them"
+        )
+    if policy == "override" and mpp is None:
+        raise CohortError(f"{path} line {number}: mpp_policy is `override` and no mpp is stated: state it in `mpp`")
     return Row(
         number=number,
         image=image,
@@ -109,15 +123,18 @@ def _row(path: Path, number: int, cells: dict[str, str], by_stem: bool) -> Row:
         exclude=cells.get("exclude", ""),
         site=cells.get("site", ""),
         mpp=mpp,
+        mpp_policy=policy,
     )
 
 
-def match(rows: list[Row], images: Iterable[str]) -> Cohort:
+def match(rows: list[Row], images: Iterable[str], plain: Iterable[str] = ()) -> Cohort:
     """Give each row its image.
 
     Args:
         rows: of the table of labels.
         images: paths below the raw folder, with forward slashes.
+        plain: paths of pictures that may be slides. They answer to their full path alone: a preview 1.jpg beside a
+            slide 1.svs must not make `1` mean two images.
 
     Raises:
         CohortError: two rows name one image, or one row may mean several.
@@ -132,6 +149,7 @@ def match(rows: list[Row], images: Iterable[str]) -> Cohort:
         by_short[str(short)].append(path)
         for name in {short.name, pure.name}:
             by_stem[name].append(path)
+    by_path.update({path: path for path in plain})
 
     found: dict[str, Row] = {}
     unseen: dict[str, Row] = {}
@@ -154,6 +172,14 @@ def match(rows: list[Row], images: Iterable[str]) -> Cohort:
             unseen[row.image] = row
             missing.append(row)
     return Cohort(found, missing)
+
+
+def lacks_mpp(row: Row | None, settings: SlideSettings) -> str:
+    """Why a picture is no slide: its file states no resolution, and nobody else does; empty: somebody does."""
+    policy = (row.mpp_policy if row else "") or settings.mpp_policy
+    if (row and row.mpp) or (policy != "require" and settings.native_mpp):
+        return ""
+    return "is a plain image and nobody states its mpp: give it one in the `mpp` column of labels.csv"
 
 
 def bag_name(image: str, row: Row | None, unit: str) -> str:

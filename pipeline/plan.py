@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import raw
-from pipeline.cohort import Cohort, Row, bag_name, class_names, match, mixed_patients, read_labels
+from pipeline.cohort import Cohort, Row, bag_name, class_names, lacks_mpp, match, mixed_patients, read_labels
 from pipeline.config import Config, SeriesSettings, SlideSettings
 from pipeline.errors import CohortError
 from pipeline.names import Names
@@ -65,7 +65,8 @@ class Plan:
     images: dict[Kind, list[RawImage]] = field(default_factory=dict)
     """That will be embedded: without the excluded and the waiting ones."""
     cohort: Cohort = field(default_factory=lambda: Cohort({}, []))
-    waiting: list[RawImage] = field(default_factory=list)
+    waiting: list[tuple[RawImage, str]] = field(default_factory=list)
+    """With the reason, which names no file when names are hidden."""
     excluded: list[RawImage] = field(default_factory=list)
     ignored: list[Ignored] = field(default_factory=list)
     classes: dict[Kind, tuple[str, ...]] = field(default_factory=dict)
@@ -99,25 +100,27 @@ def build(config: Config) -> Plan:
     """
     plan = Plan()
     found, plan.ignored = raw.scan(Path(config.raw))
-    plan.cohort = match(read_labels(Path(config.labels)), [image.path for image in found])
+    plain = [image.path for image in found if image.plain]
+    plan.cohort = match(read_labels(Path(config.labels)), [image.path for image in found if not image.plain], plain)
+    rows = plan.cohort.rows
+    reasons = {path: lacks_mpp(rows.get(path), config.slide) for path in plain}
+    found = [image for image in found if not reasons.get(image.path)]
+    plan.ignored += [Ignored(path, reason) for path, reason in reasons.items() if reason]
     if config.strict and plan.cohort.missing:
         numbers = ", ".join(str(row.number) for row in plan.cohort.missing[:10])
         raise CohortError(
             f"{config.labels}: {len(plan.cohort.missing)} rows name images that are not below {config.raw} "
             f"(lines {numbers}{', ...' if len(plan.cohort.missing) > 10 else ''}): bring them, or set strict: false"
         )
-    settled = (time.time() - config.settle_seconds) * 1e9
     names = Names.of(config)
     embeds: dict[tuple[Kind, str], list[Job]] = {}
     for kind in KINDS:
         here = [image for image in found if image.kind == kind]
-        rows = plan.cohort.rows
         plan.excluded += [i for i in here if i.path in rows and rows[i.path].exclude]
         here = [i for i in here if not (i.path in rows and rows[i.path].exclude)]
-        if config.settle_seconds:
-            plan.waiting += [i for i in here if i.changed_ns > settled]
-            here = [i for i in here if i.changed_ns <= settled]
-        plan.images[kind] = here
+        waits = [(image, image.waits(time.time(), config.settle_seconds, hidden=bool(names.key))) for image in here]
+        plan.waiting += [(image, reason) for image, reason in waits if reason]
+        plan.images[kind] = here = [image for image, reason in waits if not reason]
         labelled = plan.labelled(kind)
         if labelled:
             plan.classes[kind] = class_names(labelled, config, kind)
@@ -144,8 +147,9 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
         row = plan.cohort.rows.get(image.path)
         name = names.image(image)
         entry: dict[str, Any] = {"id": name, "kind": kind, "identity": image.identity}
-        if row and row.mpp:
-            entry["mpp"] = row.mpp
+        if row:
+            stated = {"mpp": row.mpp, "mpp_policy": row.mpp_policy}
+            entry.update({name: value for name, value in stated.items() if value})
         if len(image.files) > 1:
             entry["files"] = names.files(image)
         shard = int(sha256(name.encode()).hexdigest(), 16) % shards
@@ -163,20 +167,28 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
 
 
 def tile_settings(config: Config, kind: Kind) -> dict[str, Any]:
-    """What decides a tile store: the modality's section without what `embed` alone reads."""
+    """What decides a tile store: the section without what `embed` alone reads, and what a segmenter's file is now."""
     later = {"backbone", "images_per_shard", "windows", "max_unreadable"}
     settings = config.modality(kind).model_dump(mode="json", exclude=later)
-    return {**settings, **({"content_hash": config.content_hash} if kind == "slide" else {})}
+    if kind == "slide":
+        settings["content_hash"] = config.content_hash
+        if config.slide.tissue.method == "model":
+            settings["model_file"] = _file_now(config.slide.tissue.model)
+    return settings
 
 
 def embed_settings(section: SlideSettings | SeriesSettings) -> dict[str, Any]:
     """What decides an embedding store, beside the tile store: the whole section, and what the weights file is now."""
     settings = section.model_dump(mode="json", exclude={"images_per_shard"})
     if section.backbone.weights == "file":
-        file = Path(section.backbone.file)
-        found = file.stat() if file.exists() else None
-        settings["weights_file"] = [found.st_size, found.st_mtime_ns] if found else None
+        settings["weights_file"] = _file_now(section.backbone.file)
     return settings
+
+
+def _file_now(name: str) -> list[int] | None:
+    """Size and modification time of a file, so that another one in its place is noticed; None when it is not there."""
+    found = Path(name).stat() if Path(name).exists() else None
+    return [found.st_size, found.st_mtime_ns] if found else None
 
 
 def _shard_count(family: str, images: int, per_shard: int) -> int:
@@ -252,7 +264,7 @@ def _add_tables(plan: Plan, config: Config, names: Names, embeds: list[Job], sho
     listed = {
         "missing": [names.missing(row) for row in plan.cohort.missing],
         "excluded": [[names.image(i), i.kind, names.free_text(rows[i.path].exclude)] for i in plan.excluded],
-        "waiting": [[names.image(image), image.kind] for image in plan.waiting],
+        "waiting": [[names.image(image), image.kind, reason] for image, reason in plan.waiting],
         "ignored": [[names.free_text(item.path), item.reason] for item in plan.ignored],
     }
     labels = {names.by_path(i.path, k): rows[i.path].label for k in KINDS for i in plan.images[k] if i.path in rows}

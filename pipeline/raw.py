@@ -3,13 +3,13 @@
 Standard library only (pydicom is imported for DICOM slides alone): runs in Snakemake's own process, every time.
 """
 
-import contextlib
 import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
+from pipeline import companions
 from pipeline.errors import ConfigError
 
 Kind = Literal["slide", "series"]
@@ -19,17 +19,19 @@ SLIDE_SUFFIXES = frozenset(
     (".bif", ".czi", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu")
 )
 DICOM_SUFFIXES = frozenset((".dcm", ".dic", ".dicom", ".ima"))
+PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png"))
 # fmt: off
-OTHER_SUFFIXES = frozenset((
-    ".bmp", ".csv", ".db", ".doc", ".docx", ".dat", ".geojson", ".gif", ".gz", ".h5", ".html", ".ini", ".jpeg", ".jpg",
-    ".json", ".log", ".md", ".nii", ".npy", ".npz", ".nrrd", ".opt", ".pdf", ".png", ".pt", ".py", ".rar", ".sh",
-    ".tar", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
+OTHER_SUFFIXES = PICTURE_SUFFIXES | frozenset((
+    ".bak", ".crdownload", ".csv", ".db", ".doc", ".docx", ".dat", ".filepart", ".geojson", ".gif", ".gz", ".h5",
+    ".html", ".ini", ".json", ".log", ".md", ".nii", ".npy", ".npz", ".nrrd", ".opt", ".part", ".partial", ".pdf",
+    ".pt", ".py", ".rar", ".sh", ".tar", ".tmp", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 ))
 # fmt: on
 OTHER_NAMES = frozenset(["DICOMDIR", "LICENSE", "LOCKFILE", "README", "THUMBS.DB", "VERSION"])
 
-WSI_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
-"""VL Whole Slide Microscopy Image Storage."""
+PATIENCE = 20
+"""ASSUME: a slide whose files are not all there is still being copied, until it was left alone for so many times
+`settle_seconds`; then it is taken as it is, and what cannot be read is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,27 @@ class RawImage:
     """A slide's files below the raw folder; empty for a series, whose files are all of its folder."""
     size: int
     """Bytes of all its files."""
+    missing: tuple[str, ...] = ()
+    """Files that a slide names and that are not there, below the folder of its first file."""
+    plain: bool = False
+    """A PNG, JPEG or BMP file: a slide when somebody states its resolution, and else a picture."""
+
+    def waits(self, now: float, settle: float, hidden: bool) -> str:
+        """Why it is left to the next run; empty: it is not.
+
+        Args:
+            now: as `time.time()` gives it.
+            settle: seconds that an image must have been left alone; 0: none waits.
+            hidden: name no file.
+        """
+        age = now - self.changed_ns / 1e9
+        missing = len(self.missing)
+        if settle and missing and age < PATIENCE * settle:
+            some = f"{missing} of its files" if hidden else self.missing[0].rpartition("/")[2]
+            if missing > 1 and not hidden:
+                some += f" and {missing - 1} more of its files"
+            return f"incomplete: {some} {'are' if missing > 1 else 'is'} not there yet"
+        return "changed too recently: run again" if settle and age < settle else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +92,8 @@ class Ignored:
 
 def scan(raw: Path) -> tuple[list[RawImage], list[Ignored]]:
     """All images below a folder, sorted by path, and all that was passed over. A missing folder holds nothing.
+
+    A slide is what is named like one, and what is a TIFF or CZI file under a name that says nothing or says picture.
 
     Names that start with a dot are not looked at: that is how copies in progress and leftovers are called.
 
@@ -112,8 +137,9 @@ def series_files(folder: Path) -> list[Path]:
 
 
 def _series(folder: Path) -> list[File]:
-    files = _files_and_folders(folder)[0]
-    return _sort_dicom(folder, [file for file in files if file.name.isprintable() and _may_be_dicom(file.name)])[0]
+    files = [file for file in _files_and_folders(folder)[0] if file.name.isprintable()]
+    beside = {name for names in _beside(folder, files).values() for name in names}
+    return _sort_dicom(folder, [file for file in files if _may_be_dicom(file.name) and file.name not in beside])[0]
 
 
 def _scan_folder(
@@ -135,20 +161,27 @@ def _scan_folder(
     files = [file for file in files if file.name.isprintable()]
     folders = [name for name in folders if name.isprintable()]
 
-    slides = [file for file in files if _suffix(file.name) in SLIDE_SUFFIXES]
-    for file in slides:
-        companion = Path(file.name).stem if file.name.lower().endswith(".mrxs") else None
-        parts = [file]
-        if companion in folders:
-            folders.remove(companion)
-            with contextlib.suppress(OSError):  # without what is in it the slide cannot be opened, as its row will say
-                inside = _files_and_folders(folder / companion)[0]
-                parts += [File(f"{companion}/{f.name}", f.size, f.mtime_ns, f.changed_ns) for f in inside]
-        images.append(_slide(below, parts))
-
-    series, groups, strangers = _sort_dicom(folder, [file for file in files if _may_be_dicom(file.name)])
-    images += [_slide(below, group) for group in groups]
-    strangers += _others(files)
+    beside = _beside(folder, files)
+    taken = {name for names in beside.values() for name in names}
+    free = [file for file in files if file.name not in taken]
+    pictures = {f.name: companions.content(folder / f.name) for f in free if _suffix(f.name) in PICTURE_SUFFIXES}
+    series, slides, strangers = _sort_dicom(folder, [file for file in free if _may_be_dicom(file.name)])
+    slides += [[file] for file in files if _suffix(file.name) in SLIDE_SUFFIXES]
+    slides += [[file] for file in free if pictures.get(file.name) in ("slide", "picture")]
+    by_name = {file.name: file for file in files}
+    for first, *others in slides:
+        parts = [first, *others, *(_stat(folder / name, name) for name in beside.get(first.name, ()))]
+        if _suffix(first.name) == companions.MIRAX_SUFFIX and Path(first.name).stem in folders:
+            folders.remove(Path(first.name).stem)
+            parts += _inside(folder, Path(first.name).stem)
+        if annotation := companions.annotation_name(first.name, by_name):
+            parts.append(by_name[annotation])
+        taken.update(part.name for part in parts)
+        missing = companions.missing_parts(folder / first.name)
+        images.append(_slide(below, parts, tuple(missing), pictures.get(first.name) == "picture"))
+    # LICENSE, DICOMDIR and the like are not worth a line.
+    rest = [file for file in free if _suffix(file.name) in OTHER_SUFFIXES and file.name.upper() not in OTHER_NAMES]
+    strangers = [file for file in (*strangers, *rest) if file.name not in taken]
     ignored += [Ignored(below + file.name, "is no slide and no DICOM file") for file in strangers]
     if series and not below:
         ignored += [Ignored(f.name, "is a DICOM file outside of any folder: give each series its own") for f in series]
@@ -201,12 +234,22 @@ def _may_be_dicom(name: str) -> bool:
     return suffix not in OTHER_SUFFIXES and suffix not in SLIDE_SUFFIXES and name.upper() not in OTHER_NAMES
 
 
-def _others(files: list[File]) -> list[File]:
-    """Files whose suffix says that they are no image; LICENSE, DICOMDIR and the like are not worth a line."""
-    return [file for file in files if _suffix(file.name) in OTHER_SUFFIXES and file.name.upper() not in OTHER_NAMES]
+def _beside(folder: Path, files: list[File]) -> dict[str, list[str]]:
+    """The files that Hamamatsu's slides name and that are there, by the name of the slide's first file."""
+    slides = [file.name for file in files if _suffix(file.name) in companions.HAMAMATSU_SUFFIXES]
+    return {name: companions.parts_there(folder / name) for name in slides}
 
 
-def _slide(below: str, parts: list[File]) -> RawImage:
+def _inside(folder: Path, name: str) -> list[File]:
+    """The files of a MIRAX slide's folder; without them the slide cannot be opened, as its row will say."""
+    try:
+        files = _files_and_folders(folder / name)[0]
+    except OSError:
+        return []
+    return [File(f"{name}/{f.name}", f.size, f.mtime_ns, f.changed_ns) for f in files]
+
+
+def _slide(below: str, parts: list[File], missing: tuple[str, ...], plain: bool) -> RawImage:
     return RawImage(
         path=below + parts[0].name,
         kind="slide",
@@ -214,55 +257,41 @@ def _slide(below: str, parts: list[File]) -> RawImage:
         changed_ns=max(file.changed_ns for file in parts),
         files=tuple(below + file.name for file in parts),
         size=sum(file.size for file in parts),
+        missing=missing,
+        plain=plain,
     )
 
 
 def _sort_dicom(folder: Path, candidates: list[File]) -> tuple[list[File], list[list[File]], list[File]]:
     """Divide what may be DICOM into the files of a CT series, groups that are one slide each, and neither.
 
-    Three files are looked at, named like DICOM first; only a folder that shows a slide is looked at whole, because
-    looking costs 30 µs a file and a cohort has a million of them.
+    Three files are looked at, named like DICOM first; a folder that shows CT and nothing else is not looked at further,
+    because looking costs 30 µs a file and a cohort has a million of them.
     """
-    if not candidates:
-        return [], [], []
-    named = [file for file in candidates if _suffix(file.name) in DICOM_SUFFIXES]
-    sample = (named or candidates)[:: max(1, len(named or candidates) // 2)]
-    looks = [_look(folder / file.name) for file in sample]
-    if "slide" in looks:
-        slides = [file for file in candidates if _look(folder / file.name) == "slide"]
-        rest = [file for file in candidates if file not in slides]
-        series, _, strangers = _sort_dicom(folder, rest)
-        return series, _slide_groups(folder, slides), strangers
-    # ASSUME: a file named .dcm that is no DICOM file is a broken one, which a row must name.
-    return (candidates, [], []) if named or "other" in looks else ([], [], candidates)
+    named = {file.name for file in candidates if _suffix(file.name) in DICOM_SUFFIXES}
+    first = [file.name for file in candidates if file.name in named or not named]
+    looks: dict[str, companions.Content] = {
+        name: companions.content(folder / name) for name in first[:: max(1, len(first) // 2)]
+    }
+    if "dicom" in looks.values() and not {"dicom slide", "slide"} & set(looks.values()):
+        return candidates, [], []
+    all_of_them = "dicom slide" in looks.values()
+    for file in candidates:
+        if file.name not in looks and (all_of_them or file.name not in named):
+            looks[file.name] = companions.content(folder / file.name)
 
-
-def _look(path: Path) -> Literal["slide", "other", ""]:
-    """Whether a file is a DICOM slide, another DICOM file, or neither, from its file meta information."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return ""
-    if head[128:132] != b"DICM":
-        return ""
-    at = head.find(b"\x02\x00\x02\x00UI")
-    if at < 0:
-        return "other"
-    length = int.from_bytes(head[at + 6 : at + 8], "little")
-    return "slide" if head[at + 8 : at + 8 + length].rstrip(b"\0 ") == WSI_CLASS else "other"
-
-
-def _slide_groups(folder: Path, files: list[File]) -> list[list[File]]:
-    """DICOM files of the same series belong to one slide."""
-    import pydicom
-
-    groups: dict[str, list[File]] = {}
-    for file in files:
-        try:
-            header = pydicom.dcmread(folder / file.name, specific_tags=["SeriesInstanceUID"], stop_before_pixels=True)
-            series = str(header.get("SeriesInstanceUID", file.name))
-        except (pydicom.errors.InvalidDicomError, OSError, ValueError, EOFError, AttributeError):
-            series = file.name
-        groups.setdefault(series, []).append(file)
-    return list(groups.values())
+    series: list[File] = []
+    strangers: list[File] = []
+    slides: dict[tuple[str, str], list[File]] = {}
+    for file in candidates:
+        look = looks.get(file.name, "")
+        if look == "dicom slide":  # files of one series belong to one slide
+            slides.setdefault(("dicom", companions.dicom_series(folder / file.name)), []).append(file)
+        elif look == "slide" and file.name not in named:
+            slides["file", file.name] = [file]
+        # ASSUME: a file named .dcm that is no DICOM file is a broken one, which a row must name.
+        elif look == "dicom" or file.name in named:
+            series.append(file)
+        else:
+            strangers.append(file)
+    return series, list(slides.values()), strangers

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cohort import Row, bag_name, class_names, match, mixed_patients, read_labels
-from pipeline.config import Config
+from pipeline.cohort import Row, bag_name, class_names, lacks_mpp, match, mixed_patients, read_labels
+from pipeline.config import Config, SlideSettings
 from pipeline.errors import CohortError
 
 THREE = Config.model_validate({"split": {"folds": 3}})
@@ -94,6 +94,18 @@ def test_blank_lines_are_no_rows_and_do_not_shift_line_numbers(tmp_path: Path) -
         ("image,patient,mpp\n1.svs,P1,nan\n", "line 2: mpp is 'nan': write"),
         ('image;patient;mpp\n1.svs;P1;"0,25"\n', "line 2: mpp is '0,25': write"),
         ("image,patient\n1.svs\n", "line 2: `patient` is empty"),
+        (
+            "image,patient,mpp_policy\n1.svs,P1,\n2.svs,P2,guess\n",
+            "line 3: mpp_policy is 'guess': write require, override, assume or nothing",
+        ),
+        (
+            "image,patient,mpp,mpp_policy\n1.svs,P1,0.5,require\n",
+            "line 2: mpp_policy is `require`, the file's own, and",
+        ),
+        (
+            "image,patient,mpp_policy\n1.svs,P1,override\n",
+            "line 2: mpp_policy is `override` and no mpp is stated: state",
+        ),
     ],
 )
 def test_a_wrong_table_is_refused_with_line_and_remedy(tmp_path: Path, text: str, said: str) -> None:
@@ -149,6 +161,39 @@ def test_rows_that_could_mean_the_wrong_image_are_refused(
     with pytest.raises(CohortError) as caught:
         match(read(tmp_path, text), images)
     assert said in str(caught.value)
+
+
+def test_a_row_may_say_where_its_mpp_comes_from(tmp_path: Path) -> None:
+    text = "image,patient,mpp,mpp_policy\n1,P,0.5,Override\n2,P,0.5,assume\n3,P,,assume\n4,P,,require\n5,P,0.5,\n"
+    found = [(row.mpp, row.mpp_policy) for row in read(tmp_path, text)]
+    assert found == [(0.5, "override"), (0.5, "assume"), (None, "assume"), (None, "require"), (0.5, "")]
+
+
+def test_a_plain_image_answers_to_its_full_path_alone(tmp_path: Path) -> None:
+    table = read(tmp_path, "image,patient\na/1,P1\nb/2.png,P2\nb/3,P3\n")
+    cohort = match(table, ["a/1.svs"], plain=["a/1.jpg", "b/2.png", "b/3.png"])
+    assert {path: row.patient for path, row in cohort.rows.items()} == {"a/1.svs": "P1", "b/2.png": "P2"}
+    assert [row.image for row in cohort.missing] == ["b/3"]
+    clam = match(read(tmp_path, "case_id,slide_id\nP1,1\nP2,2.png\n"), ["a/1.svs"], plain=["a/1.jpg", "b/2.png"])
+    assert list(clam.rows) == ["a/1.svs"]
+
+
+def test_a_plain_image_is_a_slide_when_its_row_or_the_cohort_states_its_mpp() -> None:
+    own = SlideSettings()
+    override, assume = (SlideSettings(mpp_policy=p, native_mpp=0.5) for p in ("override", "assume"))
+    unsaid = SlideSettings(mpp_policy="assume")
+
+    def row(mpp: float | None, policy: str = "") -> Row:
+        return Row(2, "1.png", False, "P", "", "", "", "", mpp, policy)
+
+    for stated, settings in [(row(0.5), own), (row(0.5, "assume"), own), (None, override), (None, assume),
+                             (row(None), assume), (row(None, "assume"), override)]:  # fmt: skip
+        assert lacks_mpp(stated, settings) == ""
+    for stated, settings in [(None, own), (row(None), own), (None, unsaid), (row(None, "assume"), own),
+                             (row(None, "require"), override)]:  # fmt: skip
+        assert lacks_mpp(stated, settings) == (
+            "is a plain image and nobody states its mpp: give it one in the `mpp` column of labels.csv"
+        )
 
 
 def test_the_bag_is_the_image_the_case_or_the_patient() -> None:

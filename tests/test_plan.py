@@ -242,7 +242,9 @@ def both(stages: set[str], tables: set[str]) -> dict[str, set[str]]:
     [
         ("slide__mpp", 1.0, {"slide": FROM_TILE, "all": TABLES}),
         ("slide__tile", 256, {"slide": FROM_TILE, "all": TABLES}),
-        ("slide__min_tissue", 0.5, {"slide": FROM_TILE, "all": TABLES}),
+        ("slide__tissue__min_share", 0.5, {"slide": FROM_TILE, "all": TABLES}),
+        ("slide__tissue__mpp", 4.0, {"slide": FROM_TILE, "all": TABLES}),
+        ("slide__mpp_policy", "assume", {"slide": FROM_TILE, "all": TABLES}),
         ("content_hash", "full", {"slide": FROM_TILE, "all": TABLES}),
         ("series__min_slices", 5, {"series": FROM_TILE, "all": TABLES}),
         ("slide__backbone__model", "resnet34", {"slide": FROM_EMBED, "all": TABLES}),
@@ -365,11 +367,105 @@ def test_images_changed_a_moment_ago_wait(cohort: Path, monkeypatch: pytest.Monk
     put_image("series", "copying")
     monkeypatch.setattr(plan_module.time, "time", lambda: now + 30)
     plan = build(config(settle_seconds=30))
-    assert [image.path for image in plan.waiting] == ["slides/copying.svs", "ct/copying"]
+    reason = "changed too recently: run again"
+    assert [(image.path, why) for image, why in plan.waiting] == [
+        ("slides/copying.svs", reason),
+        ("ct/copying", reason),
+    ]
+    (catalog,) = (job for job in plan.jobs if job.stage == "catalog")
+    assert catalog.slice["listed"]["waiting"] == [
+        ["slides/copying.svs", "slide", reason],
+        ["ct/copying", "series", reason],
+    ]
     assert {len(plan.images["slide"]), len(plan.images["series"])} == {9}
     assert not any({"slides/copying.svs", "ct/copying"} & ids(job) for job in plan.jobs if job.stage == "tile")
     monkeypatch.setattr(plan_module.time, "time", lambda: now + 60)
     assert build(config(settle_seconds=30)).waiting == []
+
+
+def put_incomplete_slide(name: str) -> None:
+    """A MIRAX slide whose two data files are on their way."""
+    Path(f"raw/slides/{name}").mkdir()
+    Path(f"raw/slides/{name}.mrxs").write_bytes(b"x")
+    lines = ("[DATAFILE]", f"FILE_0 = {name} 0.dat", f"FILE_1 = {name} 1.dat")
+    Path(f"raw/slides/{name}/Slidedat.ini").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("naming", "said"),
+    [
+        ("path", "incomplete: Doe 0.dat and 1 more of its files are not there yet"),
+        ("hashed", "incomplete: 2 of its files are not there yet"),
+    ],
+)
+def test_a_slide_that_is_not_all_there_waits_twenty_times_as_long(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, naming: str, said: str
+) -> None:
+    put_incomplete_slide("Doe")
+    now = time.time()
+    for later, reasons in [(31.0, [said]), (590.0, [said]), (601.0, [])]:
+        monkeypatch.setattr(plan_module.time, "time", lambda later=later: now + later)
+        plan = build(config(settle_seconds=30, ids=naming))
+        assert [reason for _, reason in plan.waiting] == reasons
+        (catalog,) = (job for job in plan.jobs if job.stage == "catalog")
+        assert [reason for _, _, reason in catalog.slice["listed"]["waiting"]] == reasons
+    assert "slides/Doe.mrxs" in [image.path for image in plan.images["slide"]]
+    assert build(config()).waiting == []  # settle_seconds 0: nothing ever waits
+
+
+def test_a_slide_that_becomes_complete_is_another_image(cohort: Path) -> None:
+    put_incomplete_slide("Doe")
+    before = build(config())
+    Path("raw/slides/Doe/Doe 0.dat").write_bytes(b"x")
+    assert {stage for stage, _ in differing(before, build(config()))} == {"tile", "embed", "predict"} | TABLES
+
+
+def test_a_plain_image_is_a_slide_when_its_resolution_is_stated_and_else_ignored(cohort: Path) -> None:
+    before = build(config())
+    for name in ("0.png", "9.png"):  # the first is a preview beside slides/0.svs
+        Path("raw/slides", name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    reason = "is a plain image and nobody states its mpp: give it one in the `mpp` column of labels.csv"
+    label(*((image.removesuffix(".svs"), *others) for image, *others in eight_of_each()))
+    plan = build(config())
+    assert [(item.path, item.reason) for item in plan.ignored] == [("slides/0.png", reason), ("slides/9.png", reason)]
+    assert {stage for stage, _ in differing(before, plan)} == TABLES
+    label(*((*row, "", "") for row in eight_of_each()), ("slides/9.png", "P9", "", "0.5", "assume"),
+          columns="image,patient,label,mpp,mpp_policy")  # fmt: skip
+    plan = build(config())
+    assert [item.path for item in plan.ignored] == ["slides/0.png"]
+    (entry,) = (e for job in plan.jobs if job.stage == "tile" for e in job.slice["images"] if e["id"] == "slides/9.png")
+    assert {name: entry[name] for name in ("kind", "mpp", "mpp_policy")} == {
+        "kind": "slide", "mpp": 0.5, "mpp_policy": "assume",
+    }  # fmt: skip
+    assert build(config(slide={"mpp_policy": "override", "native_mpp": 0.5})).ignored == []
+
+
+def test_an_annotation_that_is_edited_tiles_its_slide_anew(cohort: Path) -> None:
+    Path("raw/slides/0.geojson").write_text("{}")
+    before = build(config())
+    (entry,) = (
+        e for job in before.jobs if job.stage == "tile" for e in job.slice["images"] if e["id"] == "slides/0.svs"
+    )
+    assert entry["files"] == ["slides/0.svs", "slides/0.geojson"]
+    Path("raw/slides/0.geojson").write_text("{ }")
+    assert by_kind(differing(before, build(config()))) == {"slide": FROM_TILE, "all": TABLES}
+
+
+def test_another_segmenter_in_the_same_file_tiles_anew(cohort: Path) -> None:
+    by_model = config(slide={"tissue": {"method": "model", "model": "segmenter.pt"}})
+
+    def model_file() -> object:
+        (job,) = (job for job in build(by_model).jobs if (job.stage, job.name) == ("tile", "slide-labelled-0000of0001"))
+        return job.slice["settings"]["model_file"]
+
+    assert model_file() is None
+    Path("segmenter.pt").write_bytes(b"0123")
+    os.utime("segmenter.pt", ns=(1, 1))
+    assert model_file() == [4, 1]
+    before = build(by_model)
+    os.utime("segmenter.pt", ns=(2, 2))
+    assert by_kind(differing(before, build(by_model))) == {"slide": FROM_TILE, "all": TABLES}
+    assert not any("model_file" in job.slice["settings"] for job in build(config()).jobs if job.stage == "tile")
 
 
 def test_rows_without_image_are_listed_or_when_strict_refused(cohort: Path) -> None:
@@ -386,6 +482,14 @@ def test_the_users_own_mpp_is_part_of_the_image(cohort: Path) -> None:
     label(
         *((*row, "0.25" if n == 0 else "") for n, row in enumerate(eight_of_each())), columns="image,patient,label,mpp"
     )
+    changed = differing(before, build(config()))
+    assert {name for stage, name in changed if stage == "tile"} == {"slide-labelled-0000of0001"}
+
+
+def test_the_policy_of_a_row_is_part_of_the_image(cohort: Path) -> None:
+    before = build(config())
+    label(*((*row, "assume" if n == 0 else "") for n, row in enumerate(eight_of_each())),
+          columns="image,patient,label,mpp_policy")  # fmt: skip
     changed = differing(before, build(config()))
     assert {name for stage, name in changed if stage == "tile"} == {"slide-labelled-0000of0001"}
 

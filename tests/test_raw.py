@@ -8,6 +8,7 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
+from pipeline import companions
 from pipeline.errors import ConfigError
 from pipeline.raw import RawImage, identity_now, scan, series_files
 
@@ -215,6 +216,180 @@ def test_a_series_inside_a_series_is_another_one(tmp_path: Path) -> None:
     put(tmp_path / "ct/second/0.dcm")
     assert found(tmp_path) == [("ct", "series"), ("ct/second", "series")]
     assert [file.name for file in series_files(tmp_path / "ct")] == ["0.dcm"]
+
+
+TIFF, PNG, JPEG = b"II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files whose first bytes are looked at from here on."""
+    looked: list[str] = []
+    look = companions.content
+
+    def content(path: Path) -> companions.Content:
+        looked.append(path.name)
+        return look(path)
+
+    monkeypatch.setattr(companions, "content", content)
+    return looked
+
+
+@pytest.mark.parametrize("name", ["slide", "1.2.840", "slide.qptiff", "a.jpg", "a.PNG", "a.jpeg", "a.bmp"])
+@pytest.mark.parametrize("head", [TIFF, b"MM\0*", b"II+\0", b"MM\0+", b"ZISRAWFILE"])
+def test_a_tiff_or_czi_file_is_a_slide_under_a_name_that_says_nothing_or_lies(
+    tmp_path: Path, name: str, head: bytes
+) -> None:
+    put(tmp_path / "x" / name, head)
+    image = only(tmp_path)
+    assert (image.path, image.kind, image.plain) == (f"x/{name}", "slide", False)
+    assert ignored(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["a.xml", "a.part", "a.svs.tmp", "a.gz", "LICENSE"])
+def test_a_name_that_says_something_else_is_believed(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "x" / name, TIFF)
+    assert found(tmp_path) == []
+
+
+def test_a_slide_by_its_name_is_a_slide_whatever_is_in_it(tmp_path: Path) -> None:
+    put(tmp_path / "1.svs", JPEG)
+    assert (only(tmp_path).kind, only(tmp_path).plain) == ("slide", False)
+
+
+@pytest.mark.parametrize(("name", "head"), [("a.png", PNG), ("a.JPG", JPEG), ("a.jpeg", PNG), ("a.bmp", b"BM6")])
+def test_a_picture_is_a_plain_image(tmp_path: Path, name: str, head: bytes) -> None:
+    put(tmp_path / name, head)
+    image = only(tmp_path)
+    assert (image.path, image.kind, image.plain, image.files) == (name, "slide", True, (name,))
+    assert identity_now(tmp_path, image.path, image.kind, image.files) == image.identity
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.bmp"])
+def test_what_is_called_a_picture_and_is_none_is_ignored(tmp_path: Path, name: str) -> None:
+    put(tmp_path / name, b"GIF89a")
+    assert found(tmp_path) == []
+    assert ignored(tmp_path) == {name: "is no slide and no DICOM file"}
+
+
+def test_slides_without_suffix_are_found_beside_strangers(tmp_path: Path) -> None:
+    for number in range(8):
+        put(tmp_path / f"x/{number}", TIFF if number in (3, 6) else b"blob")
+    assert found(tmp_path) == [("x/3", "slide"), ("x/6", "slide")]
+    assert list(ignored(tmp_path)) == [f"x/{number}" for number in (0, 1, 2, 4, 5, 7)]
+
+
+def test_a_slide_without_suffix_beside_a_ct_series_leaves_the_series_whole(tmp_path: Path) -> None:
+    for number in range(1, 5):
+        put_dicom(tmp_path / f"ct/{number}", CT, "1.1")
+    put(tmp_path / "ct/0", TIFF)
+    images, strangers = scan(tmp_path)
+    assert [(image.path, image.kind) for image in images] == [("ct", "series"), ("ct/0", "slide")]
+    assert [file.name for file in series_files(tmp_path / "ct")] == ["1", "2", "3", "4"]
+    assert [identity_now(tmp_path, i.path, i.kind, i.files) for i in images] == [i.identity for i in images]
+    assert strangers == []
+
+
+def test_few_files_of_a_ct_series_and_no_named_slide_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = count_looks(monkeypatch)
+    for number in range(100):
+        put_dicom(tmp_path / f"ct/{number:03d}", CT, "1.1")
+        put(tmp_path / f"named/{number:03d}.dcm")
+        put(tmp_path / f"slides/{number:03d}.svs")
+    scan(tmp_path)
+    assert sorted(looked) == ["000", "000.dcm", "050", "050.dcm"]
+
+
+def test_no_file_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = count_looks(monkeypatch)
+    for number in range(10):
+        put(tmp_path / f"x/{number}", TIFF)
+        put(tmp_path / f"x/{number}.jpg", JPEG)
+    assert len(found(tmp_path)) == 20
+    assert sorted(looked) == sorted([*(f"{n}" for n in range(10)), *(f"{n}.jpg" for n in range(10))])
+
+
+def test_a_hamamatsu_slide_is_one_image_with_the_files_it_names(tmp_path: Path) -> None:
+    text = b"[Virtual Microscope Specimen]\nImageFile=s-0.jpg\nImageFile(1,0)=s-1\nMapFile=map.jpg\nMacroImage=m.jpg\n"
+    put(tmp_path / "x/s.vms", text + b"OptimisationFile=s.opt\n")
+    for name in ("s-0.jpg", "s-1", "m.jpg", "s.opt"):
+        put(tmp_path / "x" / name, JPEG)
+    put(tmp_path / "x/other.jpg", JPEG)
+    slide, other = sorted(scan(tmp_path)[0], key=lambda image: image.plain)
+    assert slide.files == ("x/s.vms", "x/s-0.jpg", "x/s-1", "x/m.jpg", "x/s.opt")
+    assert (slide.missing, other.path) == (("map.jpg",), "x/other.jpg")
+    assert ignored(tmp_path) == {}
+    assert identity_now(tmp_path, slide.path, slide.kind, slide.files) == slide.identity
+    put(tmp_path / "x/m.jpg", JPEG + b"more")
+    assert identity_now(tmp_path, slide.path, slide.kind, slide.files) != slide.identity
+
+
+def test_the_files_of_a_hamamatsu_slide_are_in_no_series_beside_it(tmp_path: Path) -> None:
+    put(tmp_path / "x/s.vmu", b"ImageFile=1.ngr\nMapFile=2.ngr\n")
+    put(tmp_path / "x/1.ngr")
+    put(tmp_path / "x/2.ngr")
+    put_dicom(tmp_path / "x/0", CT, "1.1")
+    series, slide = scan(tmp_path)[0]
+    assert (series.path, slide.files) == ("x", ("x/s.vmu", "x/1.ngr", "x/2.ngr"))
+    assert [file.name for file in series_files(tmp_path / "x")] == ["0"]
+    assert identity_now(tmp_path, "x", "series", ()) == series.identity
+
+
+def test_a_mirax_slide_that_is_not_all_there_says_what_is_missing(tmp_path: Path) -> None:
+    put(tmp_path / "x/s.mrxs", JPEG)
+    assert only(tmp_path).missing == ("s/Slidedat.ini",)
+    put(tmp_path / "x/s/Slidedat.ini", b"[HIERARCHICAL]\nINDEXFILE = I.dat\n[DATAFILE]\nFILE_0 = D.dat\n")
+    assert only(tmp_path).missing == ("s/I.dat", "s/D.dat")
+    put(tmp_path / "x/s/I.dat")
+    put(tmp_path / "x/s/D.dat")
+    assert only(tmp_path).missing == ()
+
+
+@pytest.mark.parametrize("name", ["1.geojson", "1.svs.geojson"])
+def test_an_annotation_beside_a_slide_is_its_last_file(tmp_path: Path, name: str) -> None:
+    put(tmp_path / "a/1.svs")
+    put(tmp_path / "a/other.geojson", b"{}")
+    alone = only(tmp_path)
+    put(tmp_path / "a" / name, b"{}")
+    image = only(tmp_path)
+    assert image.files == ("a/1.svs", f"a/{name}")
+    assert image.identity != alone.identity
+    assert ignored(tmp_path) == {"a/other.geojson": "is no slide and no DICOM file"}
+    put(tmp_path / "a" / name, b"{} ")
+    assert only(tmp_path).identity != image.identity
+    assert identity_now(tmp_path, image.path, image.kind, image.files) == only(tmp_path).identity
+
+
+def test_an_annotation_of_a_slide_of_many_files_comes_after_them(tmp_path: Path) -> None:
+    put_dicom(tmp_path / "d/a.dcm", WSI, "1.1")
+    put_dicom(tmp_path / "d/b.dcm", WSI, "1.1")
+    put(tmp_path / "d/a.geojson", b"{}")
+    put(tmp_path / "m/s.mrxs")
+    put(tmp_path / "m/s/t.dat")
+    put(tmp_path / "m/s.geojson", b"{}")
+    dicom, mirax = scan(tmp_path)[0]
+    assert dicom.files == ("d/a.dcm", "d/b.dcm", "d/a.geojson")
+    assert mirax.files == ("m/s.mrxs", "m/s/t.dat", "m/s.geojson")
+
+
+def waiting(age: float, settle: float, *missing: str, hidden: bool = False) -> str:
+    return RawImage("s", "slide", "", 0, (), 0, missing).waits(age, settle, hidden)
+
+
+def test_an_image_waits_until_it_is_left_alone_and_longer_when_it_is_incomplete() -> None:
+    recent = "changed too recently: run again"
+    assert [waiting(age, 30) for age in (-5, 29, 30)] == [recent, recent, ""]
+    one = "incomplete: Data0005.dat is not there yet"
+    assert [waiting(age, 30, "s/Data0005.dat") for age in (0, 599, 600)] == [one, one, ""]
+    three = ("s/Data0005.dat", "s/6.dat", "s/7.dat")
+    assert waiting(599, 30, *three) == "incomplete: Data0005.dat and 2 more of its files are not there yet"
+    assert waiting(-5, 0) == waiting(-5, 0, *three) == ""
+
+
+def test_a_reason_to_wait_names_no_file_when_names_are_hidden() -> None:
+    assert waiting(0, 30, "Doe.jpg", hidden=True) == "incomplete: 1 of its files is not there yet"
+    assert waiting(0, 30, "Doe.jpg", "Doe.opt", hidden=True) == "incomplete: 2 of its files are not there yet"
 
 
 def test_hidden_files_are_passed_over(tmp_path: Path) -> None:

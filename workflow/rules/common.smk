@@ -50,7 +50,7 @@ def plan():
     found.write()
     if found.waiting:
         print(
-            f"{len(found.waiting)} images changed less than {settings.settle_seconds:g} s ago: they wait for the next run",
+            f"{len(found.waiting)} images changed too recently or are not all there: they wait for the next run",
             file=sys.stderr,
         )
     return found
