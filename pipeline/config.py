@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.presets import with_preset
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -61,21 +62,114 @@ class ModalitySettings(Settings):
     )
 
 
+class TissueSettings(Settings):
+    """What of a slide is tissue, judged on a picture of the whole slide, and which tiles show enough of it.
+
+    A `.geojson` file beside the slide, named like it, takes the place of the method.
+    """
+
+    method: Literal["otsu", "clam", "brightness", "model", "none"] = Field(
+        "otsu",
+        description="otsu: Otsu's threshold of the saturation; clam: the saturation, blurred, against a threshold, "
+        "closed; brightness: darker than a grey level; model: a network on disk; none: all of the slide.",
+    )
+    mpp: float = Field(8.0, gt=0, description="Resolution of the picture, in µm per pixel.")
+    threshold: int = Field(0, ge=0, le=255, description="clam: saturation above which is tissue; 0: Otsu's threshold.")
+    median: int = Field(
+        7, ge=1, le=255, description="clam: side of the median filter of the saturation, in pixels; odd."
+    )
+    close: int = Field(4, ge=0, description="clam: side of the closing of the mask, in pixels; 0: none.")
+    brightness: int = Field(240, ge=0, le=255, description="brightness: grey level (luma) below which is tissue.")
+    model: str = Field("", description="model: path of a TorchScript (.pt) or ONNX (.onnx) file.")
+    probability: float = Field(0.5, gt=0, lt=1, description="model: what it must give a pixel to be tissue.")
+    min_area: float = Field(0.0, ge=0, description="Smallest piece of tissue, without its holes, in `area_unit`.")
+    min_hole: float = Field(0.0, ge=0, description="Holes up to this are filled, in `area_unit`.")
+    max_holes: int = Field(-1, ge=-1, description="Holes kept in one piece, the largest; -1: all.")
+    area_unit: Literal["mm2", "patch512"] = Field(
+        "mm2", description="Unit of areas: mm², or squares of 512 pixels of the finest level, as CLAM counts."
+    )
+    keep: Literal["share", "four_points_any", "four_points_all"] = Field(
+        "share",
+        description="A tile is kept by the share of it that is tissue, or when one or all of four points halfway "
+        "between its centre and its corners lie in tissue and its centre in no hole.",
+    )
+    min_share: float = Field(0.25, ge=0, le=1, description="share: how much of a tile must be tissue; 0: any at all.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.median % 2 == 0:
+            raise ValueError("tissue.median: is even: a median filter has an odd side")
+        if self.method == "model" and not self.model:
+            raise ValueError("tissue.model: is empty while tissue.method is `model`: name the file of the network")
+        return self
+
+
+class QualitySettings(Settings):
+    """Filters on the pixels of each tile. All are off; the first that is on makes `tile` read every tile of tissue."""
+
+    min_sharpness: float = Field(
+        0.0, ge=0, description="Variance of the Laplacian of the grey levels, below which a tile is blurred; 0: off."
+    )
+    max_pen: float = Field(1.0, ge=0, le=1, description="Most of a tile that may have the colour of a pen; 1: off.")
+    max_black: float = Field(1.0, ge=0, le=1, description="Most of a tile that may be near black; 1: off.")
+    max_white: float = Field(1.0, ge=0, le=1, description="Most of a tile that may be near white; 1: off.")
+    min_edges: float = Field(0.0, ge=0, le=1, description="Share of Canny's edges a tile must have; 0: off.")
+
+
 class SlideSettings(ModalitySettings):
     """How whole-slide images are read and tiled."""
 
     kind: Literal["slide"] = Field("slide", description="Fixed.")
-    mpp: float = Field(0.5, gt=0, le=100, description="Resolution of the tiles, in µm per pixel.")
+    preset: Literal["none", "clam-biopsy", "clam-resection", "clam-tcga", "trident-20x-256", "stamp-1.14"] = Field(
+        "none", description="Geometry and tissue as another tool has them (pipeline/presets.py)."
+    )
+    mpp: float = Field(
+        0.5, ge=0, le=100, description="Resolution of the tiles, in µm per pixel; 0: the finest that each slide has."
+    )
     mpp_tolerance: float = Field(
         0.02, ge=0, lt=1, description="A level within this relative distance of `mpp` is used as it is."
+    )
+    mpp_policy: Literal["require", "override", "assume"] = Field(
+        "require",
+        description="Where a slide's own resolution comes from: require: its file, or its row of the labels; "
+        "override: `native_mpp`, whatever the file says; assume: `native_mpp`, or else the objective's power, where "
+        "the file says nothing plausible.",
+    )
+    native_mpp: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="override, assume: µm per pixel of every slide at its finest level; 0: not stated.",
     )
     tile: int = Field(224, ge=16, le=4096, description="Side of a tile, in pixels at `mpp`.")
     stride: int = Field(
         224, ge=1, description="Pixels at `mpp` from one tile to the next; equal to `tile`: no overlap."
     )
-    tissue_mpp: float = Field(8.0, gt=0, description="Resolution of the tissue mask, in µm per pixel.")
-    min_tissue: float = Field(0.25, ge=0, le=1, description="A tile is kept when this share of it is tissue.")
+    edge: Literal["inside", "pad"] = Field(
+        "inside", description="inside: tiles lie whole in the slide; pad: tiles over its far edge count, white beyond."
+    )
+    reduced_decoding: bool = Field(
+        True, description="Let the JPEG decoder shrink by 2, 4 or 8 where a level is finer than needed."
+    )
+    icc: bool = Field(False, description="Turn colours into sRGB by the profile that the slide holds, if it does.")
+    tissue: TissueSettings = Field(default_factory=TissueSettings, description="What is tissue.")
+    quality: QualitySettings = Field(default_factory=QualitySettings, description="Filters on tiles.")
     max_unreadable: float = Field(0.1, ge=0, le=1, description="A slide fails when more of its tiles cannot be read.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_preset(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _mpp_is_stated(self) -> Self:
+        if 0 < self.native_mpp < 0.05:
+            raise ValueError("native_mpp: is below 0.05 µm per pixel, which no scanner has")
+        if self.mpp_policy == "override" and not self.native_mpp:
+            raise ValueError("native_mpp: is 0 while mpp_policy is `override`: state the µm per pixel")
+        if self.mpp_policy == "require" and self.native_mpp:
+            raise ValueError("native_mpp: is stated while mpp_policy is `require`: choose `assume` or `override`")
+        return self
 
 
 class SeriesSettings(ModalitySettings):

@@ -74,6 +74,8 @@ def test_all_models_were_looked_at() -> None:
     assert {model.__name__ for model in models()} == {
         "Config",
         "SlideSettings",
+        "TissueSettings",
+        "QualitySettings",
         "SeriesSettings",
         "BackboneSettings",
         "SplitSettings",
@@ -108,7 +110,13 @@ def test_an_unknown_key_is_refused_by_name(values: dict[str, Any], key: str) -> 
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"slide": {"mpp": 0}}, "slide.mpp: found 0: Input should be greater than 0"),
+        ({"slide": {"mpp": -1}}, "slide.mpp: found -1: Input should be greater than or equal to 0"),
+        ({"slide": {"tissue": {"median": 4}}}, "tissue.median: is even"),
+        ({"slide": {"tissue": {"method": "model"}}}, "tissue.model: is empty while tissue.method is `model`"),
+        ({"slide": {"mpp_policy": "override"}}, "native_mpp: is 0 while mpp_policy is `override`"),
+        ({"slide": {"native_mpp": 0.25}}, "native_mpp: is stated while mpp_policy is `require`"),
+        ({"slide": {"mpp_policy": "assume", "native_mpp": 0.02}}, "native_mpp: is below 0.05"),
+        ({"slide": {"preset": "clam"}}, "slide.preset: found \"clam\": Input should be 'none'"),
         ({"slide": {"mpp": "half"}}, 'slide.mpp: found "half": Input should be a valid number'),
         ({"slide": {"mpp": float("nan")}}, "slide.mpp: found NaN"),
         ({"split": {"folds": 2}}, "split.folds: found 2: Input should be greater than or equal to 3"),

@@ -1,14 +1,17 @@
 """Where tiles lie, and which of them are kept."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.config import QualitySettings
 from pipeline.errors import EmptyImage
 from pipeline.geometry import grid
-from pipeline.images import READ_OK
+from pipeline.images import READ_FAILED, READ_OK
+from pipeline.quality import BLACK, KEPT, TISSUE
 from pipeline.tiling import tile
 
 
@@ -68,7 +71,9 @@ class Painted:
     tile_size: tuple[int, ...] = (2, 2)
     tile_stride: tuple[int, ...] = (2, 2)
     min_foreground = 0.25
-    properties: dict[str, object] = {}  # noqa: RUF012
+    pads = False
+    quality = QualitySettings()
+    properties: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, *shares: float) -> None:
         self.shares = np.array(shares, np.float32)
@@ -78,9 +83,16 @@ class Painted:
         return self.shares[: len(origins)]
 
     def read(
-        self, origins: NDArray[np.int32], size: tuple[int, ...], threads: int = 1
+        self,
+        origins: NDArray[np.int32],
+        size: tuple[int, ...],
+        threads: int = 1,
+        out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return np.zeros((len(origins), 2, 2, 3), np.uint8), np.full(len(origins), READ_OK, np.uint8)
+
+    def reading(self) -> dict[str, object]:
+        return {}
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
         return np.zeros((4, 6, 3), np.uint8)
@@ -96,10 +108,58 @@ def test_tiles_with_enough_foreground_are_kept_in_the_order_of_the_grid() -> Non
     assert tiles.size == (2, 2)
 
 
-def test_every_tile_is_kept_when_no_foreground_is_asked_for() -> None:
-    image = Painted(*[0.0] * 6)
+def test_any_foreground_is_enough_when_no_share_is_asked_for() -> None:
+    image = Painted(0.0, 1e-6, 0.5, 0.0, 1.0, 0.0)
     image.min_foreground = 0.0
-    assert len(tile(image).origins) == 6
+    assert tile(image).origins.tolist() == [[2, 0], [4, 0], [2, 2]]
+
+
+def test_what_is_kept_and_what_is_not_is_told_for_the_whole_grid() -> None:
+    tiles = tile(Painted(0.0, 0.25, 0.2499, 1.0, 0.0, 0.5))
+    assert tiles.grid.tolist() == [[0, 0], [2, 0], [4, 0], [0, 2], [2, 2], [4, 2]]
+    assert tiles.reasons.tolist() == [TISSUE, KEPT, TISSUE, KEPT, TISSUE, KEPT]
+
+
+class Black(Painted):
+    """All tiles are black but those that cannot be read."""
+
+    quality = QualitySettings(max_black=0.5)
+    broken = (1,)
+
+    def read(
+        self,
+        origins: NDArray[np.int32],
+        size: tuple[int, ...],
+        threads: int = 1,
+        out: NDArray[np.uint8] | None = None,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        pixels, status = super().read(origins, size, threads, out)
+        status[list(self.broken)] = READ_FAILED
+        return pixels, status
+
+
+def test_filters_remove_tiles_but_none_that_cannot_be_read() -> None:
+    """Its failure is counted at `embed`; here it would be hidden."""
+    beats: list[tuple[int, int]] = []
+    tiles = tile(Black(1.0, 1.0, 0.0, 1.0, 1.0, 1.0), beat=lambda done, of: beats.append((done, of)))
+    assert tiles.reasons.tolist() == [BLACK, KEPT, TISSUE, BLACK, BLACK, BLACK]
+    assert tiles.origins.tolist() == [[2, 0]] and tiles.removed == "near black 4"
+    assert beats == [(5, 5)]
+
+
+def test_an_image_whose_tiles_are_all_removed_is_empty_and_says_by_what() -> None:
+    image = Black(1.0, 1.0)
+    image.broken = ()
+    image.extent = (4, 2)
+    tiles = tile(image)
+    assert tiles.empty == "none of 2 tiles of tissue passes the filters (near black 2)"
+    assert tiles.reasons.tolist() == [BLACK, BLACK] and len(tiles.origins) == 0
+
+
+def test_a_padded_grid_has_the_tiles_over_the_far_edge() -> None:
+    assert grid((5, 4), (2, 2), (2, 2), pads=True).tolist() == [[0, 0], [2, 0], [4, 0], [0, 2], [2, 2], [4, 2]]
+    assert grid((1, 1), (2, 2), (2, 2), pads=True).tolist() == [[0, 0]]
+    assert grid((5, 5), (4, 4), (3, 3), pads=True).tolist() == [[0, 0], [3, 0], [0, 3], [3, 3]]
 
 
 def test_an_image_smaller_than_one_tile_is_empty_and_says_its_size() -> None:
@@ -117,5 +177,5 @@ def test_a_series_too_small_for_its_tile_says_all_its_axes() -> None:
 
 
 def test_an_image_without_tissue_is_empty_and_says_what_was_asked_for() -> None:
-    with pytest.raises(EmptyImage, match="none of 6 tiles shows 25% foreground"):
-        tile(Painted(*[0.2] * 6))
+    assert tile(Painted(*[0.2] * 6)).empty == "none of 6 tiles shows 25% foreground"
+    assert tile(Painted(*[0.2] * 5, 1.0)).empty == ""

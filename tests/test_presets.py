@@ -1,0 +1,67 @@
+"""Presets: the numbers of the tools they are named after, and no quiet mixture of a preset and other settings."""
+
+from typing import Any
+
+import pytest
+
+from pipeline.config import SlideSettings, load_config
+from pipeline.errors import ConfigError
+from pipeline.presets import PRESETS
+
+CLAM_TABLE = {
+    # sthresh, mthresh, close, a_t, a_h, max_n_holes of CLAM's preset files
+    "clam-biopsy": (15, 11, 2, 1, 1, 2),
+    "clam-resection": (15, 11, 4, 100, 16, 8),
+    "clam-tcga": (8, 7, 4, 16, 4, 8),
+}
+
+
+@pytest.mark.parametrize("name", CLAM_TABLE)
+def test_clams_numbers(name: str) -> None:
+    slide = SlideSettings(preset=name)
+    found = slide.tissue
+    numbers = (found.threshold, found.median, found.close, found.min_area, found.min_hole, found.max_holes)
+    assert numbers == CLAM_TABLE[name]
+    assert (slide.mpp, slide.tile, slide.stride, slide.edge) == (0, 256, 256, "pad")
+    assert (found.method, found.area_unit, found.keep) == ("clam", "patch512", "four_points_any")
+
+
+def test_tridents_numbers() -> None:
+    slide = SlideSettings(preset="trident-20x-256")
+    assert (slide.mpp, slide.tile, slide.stride, slide.tissue.min_share) == (0.5, 256, 256, 0.0)
+
+
+def test_stamps_numbers() -> None:
+    """256 µm in 224 pixels."""
+    slide = SlideSettings(preset="stamp-1.14")
+    assert slide.mpp * slide.tile == pytest.approx(256) and slide.tile == slide.stride == 224
+    assert (slide.tissue.brightness, slide.quality.min_edges) == (240, 0.02)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_being_written_out_and_read(name: str) -> None:
+    """As plan slices do it; the values are then stated, and agree with the preset."""
+    slide = SlideSettings(preset=name)
+    assert SlideSettings.model_validate(slide.model_dump(mode="json")) == slide
+
+
+def test_what_a_preset_leaves_open_can_be_set() -> None:
+    slide = SlideSettings(preset="clam-tcga", max_unreadable=0.2, quality={"max_pen": 0.1}, tissue={"threshold": 8})
+    assert (slide.max_unreadable, slide.quality.max_pen, slide.tissue.threshold) == (0.2, 0.1, 8)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"tile": 224}, "clam-tcga says otherwise about tile (256 and not 224): remove these keys, or the preset"),
+        (
+            {"tissue": {"method": "otsu", "median": 9}},
+            "about tissue.method (clam and not otsu), tissue.median (7 and not 9)",
+        ),
+    ],
+)
+def test_a_preset_and_a_key_that_contradicts_it_are_refused(values: dict[str, Any], said: str) -> None:
+    """Neither of them quietly wins."""
+    with pytest.raises(ConfigError) as caught:
+        load_config({"slide": {"preset": "clam-tcga", **values}})
+    assert said in str(caught.value) and "\n" not in str(caught.value)
