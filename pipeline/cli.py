@@ -28,6 +28,7 @@ TOOLS = {
     "gc": "remove what the present plan does not name",
     "schema": "print the JSON schema of config.yaml",
     "summary": "print the figures of the last run",
+    "outline": "print the tissue of a slide as GeoJSON, to be edited and put beside the slide",
     "demo-cohort": "write a synthetic cohort of slides and CT series",
 }
 
@@ -55,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--repair", action="store_true", help="remove damaged stores")
         if tool == "gc":
             command.add_argument("--yes", action="store_true", help="remove, and not only list")
+        if tool == "outline":
+            command.add_argument("image", help="id from results/catalog.tsv")
         if tool == "demo-cohort":
             command.add_argument("folder", help="folder to write into")
             command.add_argument("--seed", type=int, default=0)
@@ -69,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {parsed.directory}: {error.strerror}: name a folder", file=sys.stderr)
         return 1
-    module = importlib.import_module(f"pipeline.runners.{STAGES.get(parsed.command, 'tools')}")
+    home = {**STAGES, "outline": "outline"}.get(parsed.command, "tools")
+    module = importlib.import_module(f"pipeline.runners.{home}")
     try:
         getattr(module, f"run_{parsed.command.replace('-', '_')}")(parsed)
     except PipelineError as error:

@@ -23,10 +23,17 @@ STATUSES = {
     "failed": "could not be used",
     "missing": "named in the labels, file not there",
     "excluded": "left out by its row of the labels",
-    "waiting": "changed too recently: waits for the next run",
+    "waiting": "changed too recently, or not all there: waits for the next run",
 }
 """Status of an image, and what it says to a reader; in the order of the report."""
-MOST_PREDICTIONS, MOST_IGNORED, MOST_TEST_USES = 200, 50, 50
+MPP_READ = ("property", "tiff", "ome")
+"""Where a resolution is from that the file itself states: nothing to explain."""
+MPP_SOURCES = {
+    "labels": "stated in the labels",
+    "config": "stated in the settings (slide.native_mpp)",
+    "objective": "derived from the power of the objective",
+}
+MOST_PREDICTIONS, MOST_IGNORED, MOST_TEST_USES, MOST_GLANCES = 200, 50, 50, 60
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,8 @@ class Modality:
     backbone: Row
     """`model`, `weights` (hub, file, random), `revision`, `file`, `seed` as in the settings; `sha256` where known."""
     images: Sequence[Row] = ()
-    """`image`, `status` (one of STATUSES), `reason`."""
+    """`image`, `status` (one of STATUSES), `reason`; where known `mpp` (of its tiles, µm per pixel), `mpp_source` and
+    `notes` (text)."""
     counts: Row = field(default_factory=dict)
     """`patients`, `bags`, `labelled` (bags by class), `unlabelled` (bags), `mixed_patients`."""
     evaluation: Row | None = None
@@ -52,6 +60,11 @@ class Modality:
     """`bag`, `head`, `probabilities` (by class: `mean`, `low`, `high` over the folds), `in_training` (its patient)."""
     pictures: Sequence[Row] = ()
     """`png` (bytes), `bag`, `head`, `fold`, `label`, `predicted` (a class), `probability` (of that class)."""
+    glances: Sequence[Row] = ()
+    """`jpeg` (bytes) of the choice of tiles, `image`, `status`, `tiles`, `removed` (text: tiles by what removed them).
+    At most MOST_GLANCES, for the page goes by e-mail; `glances_left_out` more are in files, `glances_gone` in none."""
+    glances_left_out: int = 0
+    glances_gone: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,7 @@ def render(report: Report) -> str:
         settings=dict(flat(report.settings)),
         sections=[_section(modality) for modality in report.modalities],
         absent=_absent(report),
+        odd=_odd(report),
         ignored=report.ignored[:MOST_IGNORED],
         test_uses=report.test_uses[-MOST_TEST_USES:],
     )
@@ -130,6 +144,27 @@ def _absent(report: Report) -> list[dict[str, str]]:
 
 def _absent_row(row: Row, modality: str, status: str) -> dict[str, str]:
     return {"image": row["image"], "modality": modality, "status": status, "reason": row.get("reason") or ""}
+
+
+def is_odd(row: Row) -> bool:
+    """Whether a reader should look at an image: its resolution is not simply what its file states, or it has notes."""
+    source = row.get("mpp_source") or ""
+    return bool(row.get("notes")) or (source != "" and source not in MPP_READ)
+
+
+def _odd(report: Report) -> list[dict[str, str]]:
+    """Every odd image with its resolution, where that is from, and its notes; sorted by modality and name."""
+    return [
+        {
+            "image": row["image"],
+            "mpp": f"{row['mpp']:.4g}" if row.get("mpp") else "",
+            "source": MPP_SOURCES.get(row.get("mpp_source") or "", "read from its file" if row.get("mpp") else ""),
+            "notes": row.get("notes") or "",
+        }
+        for modality in report.modalities
+        for row in sorted(modality.images, key=lambda row: row["image"])
+        if is_odd(row)
+    ]
 
 
 def weights_source(backbone: Row) -> str:

@@ -16,11 +16,11 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("runners.*",),
-    ("report", "figures", "training", "evaluation", "explain", "intervals", "synthetic.*"),
+    ("report", "figures", "training", "evaluation", "explain", "intervals", "qc", "synthetic.*"),
     ("tiling", "embedding", "bags", "splits", "heads.*"),
-    ("images.*", "shards", "backbone"),
-    ("plan", "names", "cohort", "raw", "store", "versions"),
-    ("config",),
+    ("images.*", "shards", "backbone", "quality"),
+    ("plan", "names", "cohort", "raw", "companions", "store", "versions"),
+    ("config", "presets"),
     ("errors", "geometry"),
 )
 """A module imports from lines below its own only. `x.*` is the package x and all modules in it."""
@@ -30,7 +30,9 @@ SAME_LINE: dict[str, set[str]] = {
     "runners.tables": {"runners.job"},
     "runners.cohort": {"runners.job", "runners.tables"},
     "runners.learn": {"runners.job", "runners.tables"},
-    "runners.shard": {"runners.job"},
+    "runners.outline": {"runners.job"},
+    "runners.raw_images": {"runners.job"},
+    "runners.shard": {"runners.job", "runners.raw_images"},
     "runners.show": {"runners.job", "runners.tables", "runners.cohort", "runners.learn", "runners.shard"},
     "runners.tools": {"runners.job"},
     # The report draws its curves.
@@ -42,12 +44,16 @@ SAME_LINE: dict[str, set[str]] = {
     "heads.*": {"heads.base"},
     # `open_image` chooses the reader; a reader knows the protocol; the series has a module for its DICOM.
     "images": {"images.slide", "images.series"},
-    "images.slide": {"images"},
+    "images.slide": {"images", "images.*"},
+    "images.tissue": {"images.segmenter"},
+    "images.jpeg_tiles": {"images.pyramid"},
     "images.series": {"images", "images.dicom"},
     # The plan is made of what is there, what it is called and what it is labelled.
     "plan": {"raw", "cohort", "names", "store", "versions"},
     "names": {"raw", "cohort", "store"},
     "cohort": {"raw"},
+    "raw": {"companions"},
+    "config": {"presets"},
 }
 """Modules on one line do not import each other, but for these."""
 
@@ -64,7 +70,21 @@ NARROWER: dict[str, set[str]] = {
 }
 """Modules that may know less than their line."""
 
-LIGHT = ("cli", "runners.*", "shards", "plan", "names", "cohort", "raw", "store", "versions", "config", "errors")
+LIGHT = (
+    "cli",
+    "runners.*",
+    "shards",
+    "plan",
+    "names",
+    "cohort",
+    "raw",
+    "companions",
+    "store",
+    "versions",
+    "config",
+    "presets",
+    "errors",
+)
 """Imported before anybody knows whether there is work: nothing heavy while they are imported."""
 
 HEAVY = {"matplotlib", "numpy", "openslide", "PIL", "psutil", "pydicom", "safetensors", "timm", "torch", "zarr"}
@@ -192,6 +212,11 @@ def test_light_modules_import_nothing_heavy_while_they_are_imported(name: str) -
     assert not {module.split(".")[0] for module in found} & HEAVY
     for other in ours(name, lazily=False):
         assert any(fits(pattern, other) for pattern in LIGHT), f"pipeline.{other} is not light"
+
+
+def test_pictures_that_carry_names_are_never_opened() -> None:
+    """Label and macro images of slides show what is written on the glass."""
+    assert [name for name in SOURCES if "associated" in SOURCES[name].read_text(encoding="utf-8")] == []
 
 
 def test_imports_that_go_up_are_for_types_alone() -> None:

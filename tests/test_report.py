@@ -3,14 +3,18 @@
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.figures import roc_points, roc_svg
 from pipeline.report import Modality, Report, interval, metrics_table, number, p_value, render, weights_source
+from pipeline.runners.show import glances_of
 
 SCRIPT, IMAGE = "<script>alert(1)</script>", '"><img src=x>'
 NAMES = (SCRIPT, IMAGE, "Größe 名前 \u202eevil", "' onmouseover=alert(1) '", "{{ 7 * 7 }}", "\udcff")
@@ -59,6 +63,7 @@ def learnt(name: str = "slide", **changes: Any) -> Modality:
         roc=[{"head": "abmil", "positive": "tumour", "labels": [0, 1], "scores": [0.2, 0.9], "folds": [0, 0]}],
         predictions=[prediction("new.svs")],
         pictures=[picture("a.svs")],
+        glances=[glance("a.svs")],
     )
     return replace(full, **changes)
 
@@ -78,6 +83,10 @@ def picture(bag: str) -> dict[str, Any]:
         "predicted": "tumour",
         "probability": 0.912,
     }
+
+
+def glance(image: str, **changes: Any) -> dict[str, Any]:
+    return {"image": image, "status": "done", "tiles": 1234, "removed": "", "jpeg": b"small"} | changes
 
 
 def report(*modalities: Modality, **changes: Any) -> Report:
@@ -125,7 +134,7 @@ def test_no_text_from_data_becomes_a_tag_or_an_attribute(name: str) -> None:
 
     def page(text: str) -> str:
         rows = [
-            {"image": text + status, "status": status, "reason": text}
+            {"image": text + status, "status": status, "reason": text, "mpp_source": text, "notes": text, "mpp": 0.5}
             for status in ("done", "empty", "failed", "missing", "excluded", "waiting")
         ]
         modality = learnt(
@@ -136,6 +145,7 @@ def test_no_text_from_data_becomes_a_tag_or_an_attribute(name: str) -> None:
             roc=[{"head": text, "positive": text, "labels": [0, 1], "scores": [0, 1], "folds": [0, 0]}],
             predictions=[prediction(text, head=text, probabilities={text: {"mean": 0.5, "low": 0, "high": 1}})],
             pictures=[picture(text) | {"head": text, "label": text, "predicted": text, "fold": text}],
+            glances=[glance(text, removed=text)],
         )
         return render(
             report(
@@ -176,7 +186,8 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing() -> None:
     for tag, attributes in tags:
         assert not [key for key in attributes if key.startswith("on")]
         if tag == "img":
-            assert (attributes["src"] or "").startswith(("data:image/png;base64,", "data:image/svg+xml;base64,"))
+            kinds = ("png", "jpeg", "svg+xml")
+            assert (attributes["src"] or "").startswith(tuple(f"data:image/{kind};base64," for kind in kinds))
         if tag == "a":
             assert (attributes["href"] or "").startswith("#")
 
@@ -185,7 +196,11 @@ def test_every_link_at_the_top_leads_somewhere() -> None:
     tags = Page(render(report())).tags
     anchors = {attributes["id"] for _, attributes in tags if "id" in attributes}
     links = {(attributes["href"] or "")[1:] for tag, attributes in tags if tag == "a"}
-    assert {"cohort", "metrics", "predictions", "attention", "absent", "test-folds"} <= links <= anchors
+    assert (
+        {"cohort", "glances", "resolution", "metrics", "predictions", "attention", "absent", "test-folds"}
+        <= links
+        <= anchors
+    )
 
 
 def test_the_same_report_is_the_same_page() -> None:
@@ -240,7 +255,7 @@ def test_nobody_vanishes_silently() -> None:
     rows = rows_of(page, "absent")[1:]
     assert len(rows) == 502
     assert ["i499", "slide", "failed", "reason 499"] in rows
-    assert ["late", "slide", "waiting", "changed too recently: waits for the next run"] in rows
+    assert ["late", "slide", "waiting", "changed too recently, or not all there: waits for the next run"] in rows
     assert rows[-1] == ["gone", "unknown", "missing", "labels line 7"]
 
 
@@ -249,6 +264,84 @@ def test_fifty_ignored_paths_are_shown_then_a_count() -> None:
     page = render(report(ignored=ignored))
     assert len(rows_of(page, "absent")) == 51
     assert "and 3 more." in Page(page).text
+
+
+def section_of(page: str, name: str) -> Page:
+    return Page(f'<section id="{name}"' + page.split(f'<section id="{name}"')[1].split("</section>")[0])
+
+
+def test_a_glance_says_image_tiles_status_and_what_was_removed() -> None:
+    glances = [glance("b.svs", removed="blurred 12, pen or marker 3"), glance("c.svs", status="failed")]
+    found = section_of(render(report(learnt(glances=glances))), "glances")
+    assert "b.svs 1234 tiles, done blurred 12, pen or marker 3" in found.text
+    assert "c.svs 1234 tiles, failed" in found.text
+    images = [attributes for tag, attributes in found.tags if tag == "img"]
+    assert [(image["src"], image["alt"]) for image in images] == [
+        ("data:image/jpeg;base64,c21hbGw=", "Choice of tiles of b.svs"),
+        ("data:image/jpeg;base64,c21hbGw=", "Choice of tiles of c.svs"),
+    ]
+
+
+def test_pictures_that_are_not_shown_are_counted_and_the_page_says_where_they_are() -> None:
+    text = section_of(render(report(learnt(glances_left_out=140, glances_gone=2))), "glances").text
+    assert "Shown: 1, first those of images listed under resolution ; 140 more are in their files." in text
+    assert "2 could not be shown: their files are gone." in text
+    assert "PNG files below results/tile, named in the column picture of catalog.tsv" in text
+
+
+def test_a_report_without_pictures_says_so() -> None:
+    text = section_of(render(report(learnt(glances=[]), learnt("series", glances=[]))), "glances").text
+    assert "No picture: none was made of any image." in text
+    assert "Slides CT series" not in text
+
+
+def test_every_image_whose_resolution_was_not_simply_read_is_listed_with_its_origin() -> None:
+    def image(name: str, **facts: Any) -> dict[str, Any]:
+        return {"image": name, "status": "done", "reason": ""} | facts
+
+    images = [
+        image("z.svs", mpp=0.5, mpp_source="labels", notes="mpp 0.25 is stated where the file says 0.5"),
+        image("a.svs", mpp=0.46789, mpp_source="property", notes=""),
+        image("b.svs", mpp=0.5, mpp_source="tiff", notes="the file also says mpp 0.3"),
+        image("c.svs", mpp=1.0, mpp_source="objective", notes=""),
+        image("d.svs", mpp=0.50001, mpp_source="config"),
+        image("e.svs", mpp=0.5, mpp_source="ome"),
+        image("f.svs", status="failed", mpp="", mpp_source="", notes=""),
+    ]
+    series = learnt("series", images=[image("s1", notes="rescale type US"), image("s2", notes="")])
+    rows = rows_of(render(report(learnt(images=images), series)), "resolution")
+    assert rows[1:] == [
+        ["b.svs", "0.5", "read from its file", "the file also says mpp 0.3"],
+        ["c.svs", "1", "derived from the power of the objective", ""],
+        ["d.svs", "0.5", "stated in the settings (slide.native_mpp)", ""],
+        ["z.svs", "0.5", "stated in the labels", "mpp 0.25 is stated where the file says 0.5"],
+        ["s1", "", "", "rescale type US"],
+    ]
+
+
+def test_nothing_odd_about_any_resolution_is_said_too() -> None:
+    assert "Nothing to explain" in section_of(render(report(learnt())), "resolution").text
+
+
+def test_sixty_pictures_are_read_odd_images_first_and_lost_ones_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "tiles.png"
+    Image.new("RGB", (300, 200), (230, 150, 190)).save(file)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"no picture")
+    row = {"status": "done", "instances": 5, "mpp_source": "property", "picture": str(file)}
+    rows = [{**row, "image": f"i{n:03d}", "removed": "blurred 2"} for n in range(70)]
+    rows[66] |= {"mpp_source": "labels"}
+    rows[68] |= {"notes": "a note"}
+    rows[1] |= {"picture": str(tmp_path / "gone.png")}
+    rows[2] |= {"picture": str(damaged)}
+    rows[3] |= {"picture": ""}
+    found = glances_of(rows)
+    names = [glance["image"] for glance in found["glances"]]
+    assert names[:4] == ["i066", "i068", "i000", "i004"] and names[-1] == "i060" and len(names) == 60
+    assert (found["glances_gone"], found["glances_left_out"]) == (2, 7)
+    first = found["glances"][0]
+    assert (first["status"], first["tiles"], first["removed"]) == ("done", 5, "blurred 2")
+    assert Image.open(BytesIO(first["jpeg"])).size == (180, 120)
 
 
 def test_metrics_come_with_interval_patients_and_bags() -> None:

@@ -13,7 +13,8 @@ from pipeline.store import digest, read_json, write_bytes, write_json
 # fmt: off
 CATALOG_COLUMNS = (
     "image", "kind", "status", "reason", "label", "site", "instances", "unreadable", "seconds", "mpp", "mpp_source",
-    "notes", "device", "stage", "store",
+    "notes", "removed", "device", "stage", "store",
+    "picture",
 )
 # fmt: on
 
@@ -35,8 +36,8 @@ def catalog_rows(job: Job) -> list[Row]:
         for image, kind, reason in listed["excluded"]
     ]
     rows += [
-        {"image": image, "kind": kind, "status": "waiting", "reason": "changed too recently: run again"}
-        for image, kind in listed["waiting"]
+        {"image": image, "kind": kind, "status": "waiting", "reason": reason}
+        for image, kind, reason in listed["waiting"]
     ]
     return sorted(rows, key=lambda row: (row["kind"], row["image"]))
 

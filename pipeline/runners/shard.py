@@ -2,100 +2,53 @@
 
 import argparse
 import contextlib
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import BackboneSettings, SeriesSettings, SlideSettings
 from pipeline.errors import ConfigError, ImageError
-from pipeline.names import raw_path, read_private_table
-from pipeline.raw import identity_now, series_files
 from pipeline.runners.job import RESULTS, Job
+from pipeline.runners.raw_images import RawImages
 from pipeline.shards import Beat, Row, Shard, Work, map_shard
-from pipeline.store import Store, digest, file_digest, write_store
+from pipeline.store import Store, digest, file_digest, write_bytes, write_store
 
-FACTS = ("mpp", "mpp_source", "notes")
+FACTS = ("mpp", "mpp_source", "notes", "removed", "picture")
 """What `tile` found out about an image and the catalog says."""
-
-
-class RawImages:
-    """Where the raw files of a job's images lie, hidden behind their ids when names are not to be seen."""
-
-    def __init__(self, job: Job) -> None:
-        self.raw = Path(job.slice["raw"])
-        self.hidden = bool(job.slice["private"])
-        self.table = read_private_table(job.slice["private"], job.stage, job.slice_path.stem)
-
-    def check_unchanged(self, image: dict[str, Any]) -> None:
-        """Refuse an image whose files are not those that were planned.
-
-        Raises:
-            ImageError: they changed; the next run will plan them as they are then.
-        """
-        path, files = raw_path(self.raw, image, self.table)
-        below = path.relative_to(self.raw).as_posix()
-        if identity_now(self.raw, below, image["kind"], files) != image["identity"]:
-            raise ImageError("its files changed while the run was going: the next run reads them as they are then")
-
-    @contextlib.contextmanager
-    def opened(self, image: dict[str, Any]) -> Iterator[tuple[Path, list[Path]]]:
-        """An image's path and files; with hidden names, links to them whose names say nothing.
-
-        Libraries put paths into their messages; behind links, what they can tell is the id.
-        """
-        path, names = raw_path(self.raw, image, self.table)
-        files = series_files(path) if image["kind"] == "series" else [self.raw / name for name in names]
-        if not self.hidden:
-            yield path, files
-            return
-        with tempfile.TemporaryDirectory(prefix="pipeline-") as folder:
-            links = Path(folder) / str(image["id"])
-            links.mkdir()
-            if image["kind"] == "series":
-                for number, file in enumerate(files):
-                    (links / f"{number:06d}.dcm").symlink_to(file.resolve())
-                yield links, series_files(links)
-                return
-            linked = []
-            for number, file in enumerate(files):
-                # Companions lie in a folder named like the slide (MIRAX) or beside it (DICOM).
-                inside = file.parent != path.parent
-                name = f"image/{file.name}" if inside else f"image{number or ''}{file.suffix}"
-                (links / name).parent.mkdir(exist_ok=True)
-                (links / name).symlink_to(file.resolve())
-                linked.append(links / name)
-            yield linked[0], linked
 
 
 def run_tile(arguments: argparse.Namespace) -> None:
     """Tile the images of a shard: for each a store with origins, and a slide's thumbnail or a series' HU volume."""
     job = Job.of(arguments)
-    settings = dict(job.slice["settings"])
+    settings = {name: value for name, value in job.slice["settings"].items() if name != "model_file"}
     full_hash = settings.pop("content_hash", "full") == "full"
-    folder = RESULTS / "tile" / digest([job.slice["version"], job.slice["settings"]], 8)
-    images = [{**image, "made_of": [image["identity"], image.get("mpp")]} for image in job.slice["images"]]
+    model = segmenter_name(job.slice["settings"])
+    folder = RESULTS / "tile" / digest([job.slice["version"], settings, full_hash, model], 8)
+    images = [
+        {**image, "made_of": [image["identity"], image.get("mpp"), image.get("mpp_policy")]}
+        for image in job.slice["images"]
+    ]
     raw_images = RawImages(job)
 
     def start(beat: Beat) -> Work:
         import numpy as np
 
-        from pipeline.images import open_image
+        from pipeline.images import Image, open_image
         from pipeline.images.content import content_hash
-        from pipeline.tiling import tile
+        from pipeline.qc import slide_picture
+        from pipeline.tiling import Tiles, tile
 
         def work(entry: dict[str, Any], beat: Beat) -> Row:
             modality = modality_settings(entry["kind"], settings)
             raw_images.check_unchanged(entry)
             with raw_images.opened(entry) as (path, files):
                 content = content_hash(path, files, entry["kind"], full_hash)
-                key = digest([content, folder.name, entry.get("mpp")])
+                key = digest([content, folder.name, entry.get("mpp"), entry.get("mpp_policy")])
                 store = folder / entry["id"] / f"{key[:8]}.zarr"
                 if store.exists():
                     return _row(store, Store(store, key).attributes)
-                image = open_image(path, modality, entry.get("mpp"))
+                image = open_image(path, modality, entry.get("mpp"), entry.get("mpp_policy", ""))
                 beat(0, 1)
-                tiles = tile(image)
+                tiles = tile(image, job.threads, beat)
                 arrays = {"origins": tiles.origins, **image.arrays()}
             raw_images.check_unchanged(entry)
             attributes = {
@@ -107,9 +60,21 @@ def run_tile(arguments: argparse.Namespace) -> None:
                 "size": list(tiles.size),
                 "extent": [int(side) for side in image.extent],
                 "properties": image.properties,
+                "removed": tiles.removed,
             }
+            if "outline" in arrays:  # a slide: where its tiles lie is worth a look, and worth most when there are none
+                arrays["reasons"] = tiles.reasons
+                attributes["picture"] = str(store.with_suffix(".png"))
+                write_bytes(store.with_suffix(".png"), draw(tiles, arrays, image))
+            if tiles.empty:
+                return {"status": "empty", "reason": tiles.empty, **_facts(attributes)}
             write_store(store, {name: np.asarray(values) for name, values in arrays.items()}, attributes)
             return _row(store, attributes)
+
+        def draw(tiles: Tiles, arrays: dict[str, Any], image: Image) -> bytes:
+            around, mpp = image.properties["outline_extent"], image.properties["mpp"]
+            shown, outline = arrays["thumbnail"], arrays["outline"]
+            return slide_picture(shown, image.extent, tiles.grid, tiles.size, tiles.reasons, outline, around, mpp)
 
         return work
 
@@ -163,7 +128,14 @@ def run_embed(arguments: argparse.Namespace) -> None:
                 if not arrays:  # a slide: its pixels are in the raw file alone
                     raw_images.check_unchanged(entry)
                     path, _ = stack.enter_context(raw_images.opened(entry))
-                image = reopen_image(path, modality, arrays, source.attributes["properties"], entry.get("mpp"))
+                image = reopen_image(
+                    path,
+                    modality,
+                    arrays,
+                    source.attributes["properties"],
+                    entry.get("mpp"),
+                    entry.get("mpp_policy", ""),
+                )
                 for batch, read in embed(image, origins, size, backbone, modality.max_unreadable, job.threads):
                     embeddings.append(batch)
                     status.append(read)
@@ -185,6 +157,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
                 "features": values.shape[1],
                 "unreadable": int((read_ok != 0).sum()),
                 "tile_store": row["store"],
+                **image.reading(),
             }
             readable = origins[read_ok == 0]
             write_store(store, {"embeddings": values, "origins": readable, "status": read_ok}, attributes)
@@ -216,6 +189,21 @@ def weights_name(settings: BackboneSettings) -> str:
             return f"file, sha256 {file_digest(path)}"
 
 
+def segmenter_name(settings: dict[str, Any]) -> str:
+    """What tells the network of `tissue.method: model` apart, its file's sha256; empty for the other methods.
+
+    Raises:
+        ConfigError: the file is not there.
+    """
+    tissue = settings.get("tissue", {})
+    if tissue.get("method") != "model":
+        return ""
+    path = Path(tissue["model"])
+    if not path.is_file():
+        raise ConfigError(f"slide.tissue.model: {path} is not there: name the file that holds the network")
+    return f"sha256 {file_digest(path)}"
+
+
 def modality_settings(kind: str, section: dict[str, Any]) -> SlideSettings | SeriesSettings:
     """The settings of one modality from a slice; what the stage does not read has its default."""
     return SlideSettings.model_validate(section) if kind == "slide" else SeriesSettings.model_validate(section)
@@ -225,8 +213,14 @@ def _row(store: Path, attributes: dict[str, Any]) -> Row:
     """What a receipt says of a finished store."""
     row = {"store": str(store), "key": attributes["key"], "instances": attributes["instances"]}
     row.update({name: attributes[name] for name in ("device", "unreadable", "features") if name in attributes})
+    return {**row, **_facts(attributes)}
+
+
+def _facts(attributes: dict[str, Any]) -> Row:
+    """What `tile` found out, as FACTS names it."""
     properties = attributes.get("properties", {})
-    row.update({name: properties[name] for name in ("mpp", "mpp_source") if name in properties})
+    found = {name: properties[name] for name in ("mpp", "mpp_source") if name in properties}
+    found.update({name: attributes[name] for name in ("removed", "picture") if attributes.get(name)})
     if properties.get("notes"):
-        row["notes"] = "; ".join(properties["notes"])
-    return row
+        found["notes"] = "; ".join(properties["notes"])
+    return found

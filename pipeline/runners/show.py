@@ -101,11 +101,14 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
     if weights and weights[0].startswith("file, sha256 "):
         backbone["sha256"] = weights[0].removeprefix("file, sha256 ")
     gate = next((found for found in job.upstream.get("gate", []) if found["name"] == kind), None)
-    images = [{name: row.get(name, "") for name in ("image", "status", "reason")} for row in rows]
+    of_images = ("image", "status", "reason", "mpp", "mpp_source", "notes")
+    images = [{name: row.get(name, "") for name in of_images} for row in rows]
+    glances = glances_of(rows)
     unlabelled = sum(not row.get("label") and row["status"] == "done" for row in rows)
     if gate is None:
         counts = {"patients": 0, "bags": 0, "labelled": {}, "unlabelled": unlabelled, "mixed_patients": 0}
-        return Modality(kind, backbone, images, counts, nothing_learnt="no image of this kind has a label")
+        nothing = "no image of this kind has a label"
+        return Modality(kind, backbone, images, counts, nothing_learnt=nothing, **glances)
     classes = gate["classes"]
     label_of = {row["bag"]: row["label"] for row in gate["rows"]}
     counts = {
@@ -125,7 +128,30 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
         roc=_roc(evaluated["predictions"], classes),
         predictions=_unlabelled(job, kind, classes),
         pictures=_pictures(job, kind),
+        **glances,
     )
+
+
+def glances_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Small pictures of the choice of tiles, odd images first, and how many are not among them."""
+    from pipeline.qc import small_jpeg
+    from pipeline.report import MOST_GLANCES, is_odd
+
+    pictured = sorted((row for row in rows if row.get("picture")), key=lambda row: (not is_odd(row), row["image"]))
+    glances: list[dict[str, Any]] = []
+    gone = 0
+    for row in pictured:
+        if len(glances) == MOST_GLANCES:
+            break
+        try:
+            jpeg = small_jpeg(Path(row["picture"]).read_bytes())
+        except OSError:  # somebody tidied up; the results are as good without
+            gone += 1
+            continue
+        shown = {"image": row["image"], "status": row["status"], "tiles": row.get("instances", 0)}
+        glances.append({**shown, "removed": row.get("removed", ""), "jpeg": jpeg})
+    left_out = len(pictured) - len(glances) - gone
+    return {"glances": glances, "glances_left_out": left_out, "glances_gone": gone}
 
 
 def _roc(places: dict[str, str], classes: list[str]) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def run_check(arguments: argparse.Namespace) -> None:
     for what, found in [
         ("missing", [names.missing(row)[0] for row in plan.cohort.missing]),
         ("excluded", [names.image(image) for image in plan.excluded]),
-        (f"waiting (changed in the last {config.settle_seconds:g} s)", [names.image(image) for image in plan.waiting]),
+        ("waiting", [f"{names.image(image)} ({reason})" for image, reason in plan.waiting]),
         ("ignored", [f"{names.free_text(item.path)} {item.reason}" for item in plan.ignored]),
     ]:
         if found:
@@ -180,7 +180,7 @@ def run_gc(arguments: argparse.Namespace) -> None:
         receipt = Path(job.receipt)
         if receipt.exists():
             content = read_json(receipt)
-            kept_stores |= {row["store"] for row in content.get("rows", []) if "store" in row}
+            kept_stores |= {row[of] for row in content.get("rows", []) for of in ("store", "picture") if of in row}
             kept_stores |= {content[name] for name in ("place", "split") if name in content}
     day = time.time() - 24 * 3600
     doomed = [
@@ -189,6 +189,8 @@ def run_gc(arguments: argparse.Namespace) -> None:
     doomed += [path for path in RESULTS.rglob(".*.tmp") if path.stat().st_mtime < day]
     doomed += [path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.zarr")
                if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
+    doomed += [path for path in (RESULTS / "tile").rglob("*.png")
+               if str(path) not in kept_stores]  # fmt: skip
     doomed += [path for stage in ("train", "predict", "explain", "evaluate") for path in (RESULTS / stage).glob("*/*")
                if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
     size = sum(file.stat().st_size for path in doomed for file in ([path] if path.is_file() else path.rglob("*"))
