@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
         "mpp": 0.5,
         "tile": 32,
         "stride": 32,
-        "tissue_mpp": 4.0,
+        "tissue": {"mpp": 4.0},
         "images_per_shard": 8,
         "backbone": {"model": "test_resnet", "weights": "random", "input_size": 32, "batch": 8},
     },

@@ -78,7 +78,7 @@ def test_names_do_not_show_when_ids_are_hashed(empty: Workspace, tmp_path: Path)
     ("config", "message"),
     [
         ({"slide__mppp": 1}, "error: config.yaml: slide.mppp: found 1: Extra inputs are not permitted"),
-        ({"slide__mpp": 0}, "error: config.yaml: slide.mpp: found 0: Input should be greater than 0"),
+        ({"slide__mpp": -1}, "error: config.yaml: slide.mpp: found -1: Input should be greater than or equal to 0"),
         ({"heads": {"Mean!": {}}}, "error: config.yaml: heads.Mean!.[key]: "),
         ({"split__folds": 4}, "error: labels: class 'lesion' has 3 patients among the labelled "),
         ({"raw": "config.yaml"}, "error: raw: config.yaml is a file: "),
