@@ -14,6 +14,8 @@ from common import ROOT, Figure, say, table, title
 HERE = Path(__file__).parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 NOT_BENCHMARKS = {"collect.py", "common.py"}
+SUBJECTS = {"read_tiles": {"read", "tissue", "tile"}}
+"""What the figures of a script are about, when that is not the script's name."""
 
 HEAD = """# Benchmarks
 
@@ -43,7 +45,8 @@ def page(figures: list[Figure]) -> str:
     """docs/benchmarks.md: a table per benchmark."""
     parts = [HEAD]
     for script in scripts():
-        mine = [found for found in figures if found.name.split(".")[0] == script.stem]
+        subjects = SUBJECTS.get(script.stem, {script.stem})
+        mine = [found for found in figures if found.name.split(".")[0] in subjects]
         if not mine:
             continue
         rows = ["| figure | measured | bar | holds | measured against |", "| --- | --- | --- | --- | --- |"]
@@ -58,7 +61,7 @@ def page(figures: list[Figure]) -> str:
 
 
 def scripts() -> list[Path]:
-    """The benchmarks, each of which names its figures `<script>.<figure>`."""
+    """The benchmarks, each of which names its figures `<subject>.<figure>`."""
     return sorted(path for path in HERE.glob("*.py") if path.name not in NOT_BENCHMARKS)
 
 

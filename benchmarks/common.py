@@ -31,16 +31,17 @@ class Figure:
     value: float
     unit: str
     bar: str
-    """Such as `<= 1.3`; empty: the figure is there to be read, and nothing is asked of it."""
+    """Such as `<= 1.3` or `>= 4.5`; empty: the figure is there to be read, and nothing is asked of it."""
     holds: bool
     against: str
     """What it was compared with, how often, in the same run."""
 
 
-def figure(name: str, value: float, unit: str, most: float | None, against: str) -> Figure:
-    """A figure that holds when it is at most `most`."""
-    bar = "" if most is None else f"<= {most:g}"
-    return Figure(name, round(value, 3), unit, bar, most is None or value <= most, against)
+def figure(name: str, value: float, unit: str, most: float | None, against: str, least: float | None = None) -> Figure:
+    """A figure that holds when it is at most `most`, or at least `least`."""
+    bar = f"<= {most:g}" if most is not None else f">= {least:g}" if least is not None else ""
+    holds = (most is None or value <= most) and (least is None or value >= least)
+    return Figure(name, round(value, 3), unit, bar, holds, against)
 
 
 def main(description: str, measure: Callable[[Path, bool], list[Figure]]) -> int:
