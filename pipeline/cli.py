@@ -21,6 +21,9 @@ STAGES = {
 }
 """Each stage and the module of pipeline/runners that runs it; imported only when it is called for."""
 
+HOMES = {**STAGES, "outline": "outline"}
+"""Where a command's runner is; of the tools that are not named, in pipeline/runners/tools.py."""
+
 TOOLS = {
     "check": "say in seconds what a run would do, who is missing and what it costs",
     "retry": "try failed images again in the next run",
@@ -72,8 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"error: {parsed.directory}: {error.strerror}: name a folder", file=sys.stderr)
         return 1
-    home = {**STAGES, "outline": "outline"}.get(parsed.command, "tools")
-    module = importlib.import_module(f"pipeline.runners.{home}")
+    module = importlib.import_module(f"pipeline.runners.{HOMES.get(parsed.command, 'tools')}")
     try:
         getattr(module, f"run_{parsed.command.replace('-', '_')}")(parsed)
     except PipelineError as error:

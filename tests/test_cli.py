@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline import cli
-from pipeline.cli import STAGES, TOOLS, main, parser
+from pipeline.cli import HOMES, STAGES, TOOLS, main, parser
 from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.versions import VERSIONS
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("command", [*STAGES, *TOOLS])
 def test_every_command_has_a_runner(command: str) -> None:
-    module = importlib.import_module(f"pipeline.runners.{STAGES.get(command, 'tools')}")
+    module = importlib.import_module(f"pipeline.runners.{HOMES.get(command, 'tools')}")
     runner = getattr(module, f"run_{command.replace('-', '_')}")
     assert callable(runner)
     assert runner.__doc__

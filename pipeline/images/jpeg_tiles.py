@@ -62,7 +62,8 @@ class JpegLevel:
     """Bytes of each tile, row by row."""
     head: bytes
     """What is put before each stream in place of its first marker: colour transform and shared tables."""
-    gray: bool
+    photometric: int
+    """RGB, YCBCR or GRAY."""
 
     @property
     def columns(self) -> int:
@@ -105,9 +106,10 @@ class JpegLevel:
         return out
 
     def _usual(self, stream: bytes) -> bool:
-        """Whether the frame of a stream has 8 bits, the tile's size and the level's components, and no marker of Adobe.
+        """Whether a stream has 8 bits, the tile's size, the level's components, and nothing that says other colours.
 
-        Walks the markers up to the frame header: 2 µs, where the library's own look at the header takes 15.
+        libjpeg takes a stream with a JFIF marker for YCbCr, whatever an Adobe marker says, and the last Adobe marker
+        for true. Walks the markers up to the frame header: 2 µs, where the library's own look at the header takes 15.
         """
         at, end = 2, len(stream) - 11
         while at < end and stream[at] == 0xFF:
@@ -115,9 +117,11 @@ class JpegLevel:
             if 0xC0 <= marker <= 0xC2:
                 height, width = stream[at + 5] << 8 | stream[at + 6], stream[at + 7] << 8 | stream[at + 8]
                 components = stream[at + 9]
-                return stream[at + 4] == 8 and (width, height) == self.tile and components == (1 if self.gray else 3)
+                wanted = 1 if self.photometric == GRAY else 3
+                return stream[at + 4] == 8 and (width, height) == self.tile and components == wanted
             other_process = 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xCC)
-            if marker in (0xEE, 0xFF) or other_process:
+            other_colours = marker == 0xEE or (marker == 0xE0 and self.photometric == RGB)
+            if other_process or other_colours or marker == 0xFF:
                 return False
             at += 2 + length
         return False
@@ -141,9 +145,10 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
         with tifffile.TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
             for number, extent in enumerate(pyramid.extents):
-                page = next((page for page in pages if (page.imagewidth, page.imagelength) == extent), None)
-                if page is None:
+                same = [page for page in pages if (page.imagewidth, page.imagelength) == extent]
+                if len(same) != 1:  # which of them OpenSlide reads cannot be told
                     continue
+                (page,) = same
                 if not (found := unusual(page)):
                     levels[number] = jpeg_level(file, page)
                 else:
@@ -197,7 +202,7 @@ def jpeg_level(file: int, page: tifffile.TiffPage) -> JpegLevel:
         offsets=tuple(page.dataoffsets),
         lengths=tuple(page.databytecounts),
         head=START + transform + shared,
-        gray=bool(page.photometric == GRAY),
+        photometric=int(page.photometric),
     )
 
 

@@ -10,6 +10,7 @@ import tifffile
 
 from pipeline.images.jpeg_tiles import JpegReader, jpeg_levels
 from pipeline.images.pyramid import open_pyramid
+from pipeline.synthetic.pyramid import YCBCR, JpegLevel, write_levels
 from support.jpeg_slide import encode, halved, split_stream, textured, write_jpeg_slide
 
 MODELS = [("rgb", "444"), ("ycbcr", "420"), ("ycbcr", "422"), ("ycbcr", "444"), ("gray", "444")]
@@ -115,6 +116,28 @@ def test_an_unusual_tile_is_openslides(tmp_path):
     out = np.empty((64, 128, 3), np.uint8)
     assert found.read(0, 1, (0, 0), out) and found.others == 1
     assert np.array_equal(out, found.pyramid.region(0, (0, 0), (128, 64)))
+
+
+def test_a_jfif_tile_in_an_rgb_slide_is_openslides(tmp_path):
+    """libjpeg would take it for YCbCr; OpenSlide believes the TIFF."""
+    pixels = textured(64, 128)
+    jfif = encode(pixels[:, 64:], "ycbcr", "444", 80)
+    assert b"JFIF" in jfif
+    path = write_jpeg_slide(tmp_path / "a.svs", pixels, spoil={1: jfif})
+    found = reader(path)
+    out = np.empty((64, 128, 3), np.uint8)
+    assert found.read(0, 1, (0, 0), out) and found.others == 1
+    assert np.array_equal(out, found.pyramid.region(0, (0, 0), (128, 64)))
+
+
+def test_two_pages_of_one_size_are_left_to_openslide(tmp_path):
+    """Which of them it reads cannot be told from outside."""
+    one = textured(64, 64)
+    extent = {"extent": (64, 64), "mpp": 0.5, "tile": 64, "photometric": YCBCR}
+    levels = [JpegLevel(streams=[encode(pixels, "ycbcr", "420", 80)], **extent) for pixels in (one, 255 - one)]
+    write_levels(tmp_path / "a.tif", levels)
+    pyramid = open_pyramid(tmp_path / "a.tif")
+    assert jpeg_levels(tmp_path / "a.tif", pyramid) == ({}, "its levels are not found in the file")
 
 
 @pytest.mark.parametrize("cut", [0.1, 0.5, 0.9, "swapped", "garbage"])
