@@ -127,8 +127,9 @@ class Slide:
                     status[index] = READ_FAILED
                     pixels[index] = 255
 
-        # Each thread takes tiles that lie together, so that it decodes once what they share.
-        share = max(1, -(-len(origins) // threads))
+        # A thread takes tiles that lie together, so that it decodes once what they share; each takes two such parts, so
+        # that none waits long for the other.
+        share = max(1, -(-len(origins) // (threads * 2)))
         parts = [range(at, min(at + share, len(origins))) for at in range(0, len(origins), share)]
         if threads == 1:
             for part in parts:
