@@ -1,6 +1,7 @@
 """Reading tiles: CPU time against OpenSlide and the bare JPEG decoder; tissue; the memory of a tile worker."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -252,7 +253,8 @@ def sparse_slide(path: Path, side: int, tissue_tiles: int, levels: tuple[int, ..
     streams = [b"\xff\xd8" + t + s[2:] for t, s in (split_stream(encode(p, "ycbcr", "420", QUALITY)) for p in tissue)]
     blank_tables, blank = split_stream(encode(white, "ycbcr", "420", QUALITY))
     blank = b"\xff\xd8" + blank_tables + blank[2:]
-    block = round(tissue_tiles**0.5) * TILE  # side of the tissue at level 0
+    coarsest = max(levels)
+    block = math.ceil(tissue_tiles**0.5 / coarsest) * coarsest * TILE  # its side at level 0, whole tiles on all levels
 
     def made() -> "list[JpegLevel]":
         found = []
