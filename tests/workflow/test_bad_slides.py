@@ -1,6 +1,7 @@
 """Slides that are not as they should be: one line each, and the others of the shard go on. The run's exit code is 0."""
 
 import csv
+import json
 import os
 import re
 from collections.abc import Callable
@@ -229,3 +230,23 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path) -> None:
         text = pipe.read().decode()
     os.waitpid(child, 0)
     assert text == "cannot be opened as a slide: Permission denied"
+
+
+def test_a_slide_that_grows_while_the_run_goes_is_left_to_the_next_run(empty: Workspace) -> None:
+    """Planned when half of it was there, read when all of it is: it is not what was planned."""
+    raw = empty.folder / "data" / "raw"
+    for name in ("a.svs", "b.svs"):
+        scanner(raw / name)
+    whole = (raw / "a.svs").read_bytes()
+    (raw / "a.svs").write_bytes(whole[: len(whole) // 2])
+    empty.run("-n")
+    (raw / "a.svs").write_bytes(whole)
+    (planned,) = (empty.folder / "results/plan/tile").glob("*.json")
+    receipt = empty.folder / "results/receipts/tile" / planned.name
+    empty.pipeline("tile", str(planned.relative_to(empty.folder)), str(receipt.relative_to(empty.folder)))
+    rows = {row["id"]: row for row in json.loads(receipt.read_text())["rows"]}
+    assert (rows["a.svs"]["status"], rows["b.svs"]["status"]) == ("failed", "done")
+    assert rows["a.svs"]["reason"].startswith("its files changed while the run was going: the next run reads them")
+    empty.run()
+    with (empty.folder / "results" / "catalog.tsv").open(encoding="utf-8", newline="") as file:
+        assert [row["status"] for row in csv.DictReader(file, delimiter="\t")] == ["done", "done"]
