@@ -29,11 +29,7 @@ Content = Literal["slide", "picture", "dicom slide", "dicom", ""]
 
 def content(path: Path) -> Content:
     """What a file is, from its first 4 KB, whatever it is called; empty: unknown, or it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return ""
+    head = _beginning(path, 4096)
     if head[128:132] == b"DICM":  # first: a DICOM file may be a TIFF file too, by what stands before this
         at = head.find(b"\x02\x00\x02\x00UI")
         length = int.from_bytes(head[at + 6 : at + 8], "little")
@@ -101,6 +97,17 @@ def annotation_name(first: str, names: Collection[str]) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
+def _beginning(path: Path, length: int) -> bytes:
+    """The first bytes of an ordinary file; none of what cannot be read, or is a pipe, which would wait for ever."""
+    try:
+        if not path.is_file():
+            return b""
+        with path.open("rb") as file:
+            return file.read(length)
+    except OSError:
+        return b""
+
+
 def _hamamatsu(first: Path, keys: tuple[str, ...]) -> list[str]:
     """Keys are such as ImageFile, ImageFile(1,0) and ImageFile(1,0,-2), of which each focus and column has its own."""
     names = [name for _, key, name in _entries(first) if key.partition("(")[0].strip() in keys]
@@ -109,11 +116,7 @@ def _hamamatsu(first: Path, keys: tuple[str, ...]) -> list[str]:
 
 def _entries(path: Path) -> Iterator[tuple[str, str, str]]:
     """Section, key and value of the lines of an INI file whose value can be a file's name; keys in lower case."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_TEXT)
-    except OSError:
-        return
+    raw = _beginning(path, MAX_TEXT)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -29,6 +29,9 @@ OTHER_SUFFIXES = PICTURE_SUFFIXES | frozenset((
 # fmt: on
 OTHER_NAMES = frozenset(["DICOMDIR", "LICENSE", "LOCKFILE", "README", "THUMBS.DB", "VERSION"])
 
+DEEPEST = 100
+"""Folders in one another that are looked into."""
+
 PATIENCE = 20
 """ASSUME: a slide whose files are not all there is still being copied, until it was left alone for so many times
 `settle_seconds`; then it is taken as it is, and what cannot be read is counted."""
@@ -154,6 +157,9 @@ def _scan_folder(
         return
     if (here.st_dev, here.st_ino) in above:
         ignored.append(Ignored(below, "is a link to a folder that contains it"))
+        return
+    if len(above) > DEEPEST:
+        ignored.append(Ignored(below, f"lies in more than {DEEPEST} folders: bring it further up"))
         return
     # isprintable: false for control characters and for bytes that are not UTF-8, which no table could hold
     bad = [name for name in (*(file.name for file in files), *folders) if not name.isprintable()]

@@ -474,3 +474,22 @@ def test_a_missing_folder_holds_nothing(tmp_path: Path) -> None:
 def test_a_file_in_place_of_the_raw_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="raw: .* is a file: name the folder"):
         scan(put(tmp_path / "raw"))
+
+
+def test_pipes_are_not_read_and_deep_folders_not_entered(tmp_path: Path) -> None:
+    """Reading a pipe waits for ever."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b.mrxs").write_bytes(b"\xff\xd8\xff")
+    os.mkfifo(tmp_path / "b" / "Slidedat.ini")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("x.dcm", "x.vms", "x.png"):
+        (tmp_path / name).symlink_to("pipe")
+    deep = tmp_path
+    for _ in range(120):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    (deep / "a.svs").write_bytes(b"")
+    images, ignored = scan(tmp_path)
+    assert {"b.mrxs", "x.vms"} <= {image.path for image in images}
+    assert not any(image.path.endswith("a.svs") for image in images)
+    assert any("more than 100 folders" in item.reason for item in ignored)

@@ -77,7 +77,7 @@ def read_geojson(path: Path) -> list[Polygon]:
             polygons.append(Polygon(_rings(_members(item, "coordinates")), is_tissue))
         elif kind == "MultiPolygon":
             polygons += [Polygon(_rings(rings), is_tissue) for rings in _members(item, "coordinates")]
-        elif kind not in WITHOUT_AREA:
+        elif not isinstance(kind, str) or kind not in WITHOUT_AREA:
             raise ImageError(f"the annotation is no GeoJSON: {REMEDY}")
     polygons = [polygon for polygon in polygons if polygon.rings]
     if not any(polygon.is_tissue for polygon in polygons):

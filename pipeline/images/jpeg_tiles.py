@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -40,8 +41,9 @@ START, END, ADOBE = b"\xff\xd8", b"\xff\xd9", b"\xff\xee\x00\x0eAdobe\x00\x64\x0
 """A JPEG stream's first and last marker, and an APP14 marker up to its last byte, the colour transform: 0 for RGB, 1
 for YCbCr. libjpeg guesses without it, and takes the RGB tiles of Aperio for YCbCr."""
 
-BENIGN = "extraneous bytes"
-"""A warning of libjpeg about bytes between markers, which changes no pixel."""
+SURPLUS = "extraneous bytes"
+"""A warning of libjpeg about bytes before a marker: the padding of some writers, and then in most tiles; or damage that
+ended the pixels of one tile too early."""
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 """It tells of every odd tag; what matters here is in the reason that `jpeg_levels` gives."""
@@ -102,8 +104,21 @@ class JpegLevel:
                 strict=True,
             )
         except ValueError as error:
-            return "unusual" if BENIGN in str(error) else "damaged"
+            return "unusual" if SURPLUS in str(error) and self._is_padded else "damaged"
         return out
+
+    @cached_property
+    def _is_padded(self) -> bool:
+        """Whether it is this writer's way to put bytes between the pixels of a tile and its end."""
+        padded = whole = 0
+        for number in range(0, len(self.offsets), max(1, len(self.offsets) // 16)):
+            stream = os.pread(self.file, self.lengths[number], self.offsets[number])
+            try:
+                simplejpeg.decode_jpeg(self.head + stream[2:], min_factor=8, strict=True)
+                whole += 1
+            except ValueError as error:
+                padded += SURPLUS in str(error)
+        return padded > whole
 
     def _usual(self, stream: bytes) -> bool:
         """Whether a stream has 8 bits, the tile's size, the level's components, and nothing that says other colours.
@@ -144,8 +159,11 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
     try:
         with tifffile.TiffFile(path) as tiff:
             pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+            by_extent: dict[tuple[int, int], list[tifffile.TiffPage]] = {}
+            for page in pages:
+                by_extent.setdefault((page.imagewidth, page.imagelength), []).append(page)
             for number, extent in enumerate(pyramid.extents):
-                same = [page for page in pages if (page.imagewidth, page.imagelength) == extent]
+                same = by_extent.get(extent, [])
                 if len(same) != 1:  # which of them OpenSlide reads cannot be told
                     continue
                 (page,) = same
@@ -156,6 +174,12 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
                     deep = deep or max_bits(page) > 8
     except CONTENT_ERRORS as error:  # tifffile's own is a ValueError
         levels, reason = {}, f"its directories cannot be followed ({type(error).__name__})"
+    if vendor == "aperio":
+        # Above tiles that are missing, OpenSlide draws the coarser levels anew from the finer ones.
+        count = len(pyramid.extents)
+        first_hole = next((n for n in range(count) if n not in levels or 0 in levels[n].lengths), count)
+        levels = {number: level for number, level in levels.items() if number <= first_hole}
+        reason = reason if levels else "tiles are missing"
     if not levels:
         os.close(file)
         if deep:

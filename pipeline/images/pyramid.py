@@ -4,6 +4,7 @@ Frames: `origin` and `size` are in pixels of the level that is read, x first; ar
 """
 
 import re
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +18,11 @@ from openslide import OpenSlide, OpenSlideCache, OpenSlideError, OpenSlideUnsupp
 
 from pipeline.errors import CONTENT_ERRORS, ImageError, one_line
 
-SLIDE_ERRORS: tuple[type[Exception], ...] = (*CONTENT_ERRORS, OpenSlideError)
+# Pillow raises SyntaxError for a page whose pixels it does not know.
+SLIDE_ERRORS: tuple[type[Exception], ...] = (*CONTENT_ERRORS, OpenSlideError, SyntaxError)
+
+PIL.Image.MAX_IMAGE_PIXELS = None
+"""Pillow's own limit; ours comes before anything is decoded, and says what to do."""
 
 CACHE = 64 << 20
 """Bytes of decoded tiles that OpenSlide keeps for one slide."""
@@ -25,8 +30,9 @@ CACHE = 64 << 20
 MOST_TILE_PIXELS = 1 << 26
 """Pixels of one stored tile. OpenSlide ends the whole process on a tile that it finds no memory for."""
 
-PLAIN_PIXELS = 100_000_000
-"""A plain image is decoded whole; this many pixels take 0.3 GB."""
+PLAIN_PIXELS = 64_000_000
+"""A plain image is decoded whole, by Pillow into 4 bytes a pixel: at its peak this many take 0.6 GB, or 1 GB with
+transparency."""
 
 PLAIN_FORMATS = {"PNG", "JPEG", "BMP", "TIFF"}
 PLAIN_MODES = {"L", "LA", "P", "RGB", "RGBA"}
@@ -70,6 +76,8 @@ def open_pyramid(path: Path) -> Pyramid:
         ImageError: it is neither, or damaged; the message names no path.
     """
     with content_errors(path, "cannot be opened as a slide"):
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would wait for ever
+            raise ImageError("is no ordinary file: bring the slide itself")
         with path.open("rb") as file:
             head = file.read(512)
         if not head:
@@ -191,7 +199,8 @@ class PlainPyramid:
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            is_tiff = first_directory(file.read(16)) > 0
+            head = file.read(32)
+        is_tiff = first_directory(head) > 0
         kind = "a TIFF file that is cut short, or of a kind that is not known" if is_tiff else "a damaged plain image"
         with content_errors(path, f"is {kind}"), PIL.Image.open(path) as image:
             width, height = image.size
@@ -203,14 +212,21 @@ class PlainPyramid:
                     "pyramidal TIFF"
                 )
             if (pages := getattr(image, "n_frames", 1)) > 1:
-                raise ImageError(f"is a plain image of {pages} pages: keep the one that is meant")
-            bits = getattr(image, "tag_v2", {}).get(258, (8,))
-            if image.mode not in PLAIN_MODES or max(bits) != 8:
-                mode = f"{max(bits)}-bit" if max(bits) != 8 else image.mode
+                raise ImageError(
+                    f"is an image of {pages} pages and no slide that OpenSlide knows: rewrite it as a pyramidal TIFF, "
+                    "or keep the page that is meant"
+                )
+            bits = max(getattr(image, "tag_v2", {}).get(258, (8,)))
+            if image.format == "PNG":  # of a deeper one Pillow shows the upper 8 bits, and says nothing
+                bits = max(head[24], 8)
+            if image.mode not in PLAIN_MODES or bits != 8:
+                mode = f"{bits}-bit" if bits != 8 else image.mode
                 raise ImageError(f"its pixels are {mode}, not 8-bit grey or RGB: convert it")
             self.icc: bytes = bytes(image.info.get("icc_profile") or b"")
-            transparent = image.mode in ("LA", "P", "RGBA")
-            self._pixels = np.asarray(on_white(image.convert("RGBA")) if transparent else image.convert("RGB"))
+            if image.mode in ("LA", "P", "RGBA") or "transparency" in image.info:
+                self._pixels = np.asarray(on_white(image.convert("RGBA")))
+            else:
+                self._pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
         self.extents: tuple[tuple[int, int], ...] = ((width, height),)
         self.downsamples: tuple[float, ...] = (1.0,)
         self.facts: Mapping[str, str] = {}

@@ -22,7 +22,7 @@ from pipeline.errors import ImageError
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.images.annotation import annotation_of, rasterise, read_geojson
 from pipeline.images.jpeg_tiles import FACTORS, JpegReader, jpeg_levels
-from pipeline.images.pyramid import Pyramid, content_errors, open_pyramid
+from pipeline.images.pyramid import SLIDE_ERRORS, Pyramid, open_pyramid
 from pipeline.images.resolution import find_resolution
 from pipeline.images.tissue import Tissue, keeps, segment
 from pipeline.images.view import View, choose_view, decodable_sizes, extent_of, picture_view
@@ -42,8 +42,16 @@ SMALLEST_PIECE = 8
 MOST_FAILURES = 200
 """Pieces of one picture that cannot be decoded and are divided; each may cost OpenSlide a new handle."""
 
+PICTURE_PIXELS = 100_000_000
+"""Of a picture that tissue is looked for in: 80 mm square at 8 µm."""
+
+LONGEST_MM = 300
+"""ASSUME: no slide is longer. Damaged files claim any size."""
+
 THUMBNAIL = 768
 """Longest side in pixels of the thumbnail that is kept with the tiles: about 1.3 MB a slide."""
+
+PROFILE_ERRORS: tuple[type[Exception], ...] = (*SLIDE_ERRORS, PIL.ImageCms.PyCMSError)
 
 NO_CACHE = 0x0040
 """Of lcms: without it, a transform may not be used by two threads."""
@@ -73,6 +81,9 @@ class Slide:
         self._sizes = decodable_sizes(self._pyramid.extents, self._pyramid.downsamples, factors)
         resolution = find_resolution(self._pyramid.facts, settings, mpp, mpp_policy)
         self._l0_mpp = resolution.mpp
+        length = max(self._pyramid.extents[0]) * self._l0_mpp / 1000
+        if length > LONGEST_MM:
+            raise ImageError(f"it would be {length:.0f} mm long: is its mpp {self._l0_mpp:g} true, and the file whole?")
         self._view = view = choose_view(self._sizes, self._l0_mpp, settings.mpp, settings.mpp_tolerance)
         effective = self._l0_mpp * view.downsample if view.is_own else settings.mpp
         self.extent: tuple[int, ...] = extent_of(view)
@@ -165,6 +176,11 @@ class Slide:
         l0_width, l0_height = self._pyramid.extents[0]
         factor = max(1.0, settings.mpp / self._l0_mpp)
         width, height = (max(1, round(length / factor)) for length in (l0_width, l0_height))
+        if width * height > PICTURE_PIXELS:
+            raise ImageError(
+                f"its picture at slide.tissue.mpp {settings.mpp:g} would have {width} by {height} pixels: is its mpp "
+                f"{self._l0_mpp:g} true? Else raise slide.tissue.mpp"
+            )
         if own := annotation_of(self._path):
             self.properties["tissue"] = "geojson"
             l0_per_pixel = (l0_width / width, l0_height / height)
@@ -255,13 +271,16 @@ class Slide:
         """The transform of colours, when it is wanted and the slide holds a profile."""
         if not self._settings.icc:
             return None
-        profile = self._pyramid.icc
-        if not profile:
-            self.properties["notes"].append("it holds no colour profile")
-            return None
-        with content_errors(self._path, "its colour profile cannot be used"):
+        try:
+            profile = self._pyramid.icc
+            if not profile:
+                self.properties["notes"].append("it holds no colour profile")
+                return None
             own, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
             return PIL.ImageCms.buildTransform(own, srgb, "RGB", "RGB", flags=PIL.ImageCms.Flags(NO_CACHE))
+        except PROFILE_ERRORS:
+            self.properties["notes"].append("its colour profile cannot be used")
+            return None
 
 
 def qupath_origin(pyramid: Pyramid) -> tuple[float, float]:

@@ -130,6 +130,34 @@ def test_a_jfif_tile_in_an_rgb_slide_is_openslides(tmp_path):
     assert np.array_equal(out, found.pyramid.region(0, (0, 0), (128, 64)))
 
 
+def test_bytes_after_the_pixels_are_damage_unless_it_is_the_writers_way(tmp_path):
+    """A flipped bit can end a tile's pixels early; the rest then looks like padding."""
+    pixels = textured(128, 128)
+    padded = {}
+    for number in range(4):
+        y, x = divmod(number, 2)
+        _, rest = stream_of(pixels[64 * y : 64 * y + 64, 64 * x : 64 * x + 64])
+        padded[number] = rest[:-2] + b"\0" * 8 + rest[-2:]
+    one = write_jpeg_slide(tmp_path / "one.svs", pixels, spoil={1: padded[1]})
+    assert read(one, origin=(64, 0), size=(64, 64)) is None and read(one, size=(64, 64)) is not None
+    every = reader(write_jpeg_slide(tmp_path / "all.svs", pixels, spoil=padded))
+    out = np.empty((128, 128, 3), np.uint8)
+    assert every.read(0, 1, (0, 0), out) and every.others == 4
+    assert np.array_equal(out, read(write_jpeg_slide(tmp_path / "whole.svs", pixels)))
+
+
+def test_levels_above_a_hole_are_openslides(tmp_path):
+    """For Aperio it draws them anew from the finer level, whatever is stored."""
+    path = write_jpeg_slide(tmp_path / "a.svs", textured(256, 256), levels=3, spoil={5: b""})
+    levels, _ = jpeg_levels(path, open_pyramid(path))
+    assert list(levels) == [0]
+    path = write_jpeg_slide(tmp_path / "b.tif", textured(256, 256), levels=3, spoil={5: b""}, aperio=False)
+    found = reader(path)
+    assert list(found.levels) == [0, 1, 2]
+    for level, (width, height) in enumerate(found.pyramid.extents):
+        assert np.array_equal(read(path, level), found.pyramid.region(level, (0, 0), (width, height)))
+
+
 def test_two_pages_of_one_size_are_left_to_openslide(tmp_path):
     """Which of them it reads cannot be told from outside."""
     one = textured(64, 64)

@@ -1,6 +1,9 @@
 """What opens as a slide, by content; and what does not, in one line."""
 
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -49,6 +52,13 @@ def test_plain_images_are_shown_as_rgb_on_white(tmp_path, mode, value, seen):
     ]
 
 
+def test_a_colour_that_stands_for_transparent_is_white(tmp_path):
+    image = PIL.Image.new("RGB", (2, 1), (0, 0, 0))
+    image.putpixel((1, 0), (9, 9, 9))
+    image.save(tmp_path / "a.png", transparency=(0, 0, 0))
+    assert open_pyramid(tmp_path / "a.png").region(0, (0, 0), (2, 1))[0].tolist() == [[255] * 3, [9] * 3]
+
+
 def test_a_plain_image_that_is_too_large_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.images.pyramid.PLAIN_PIXELS", 1000)
     PIL.Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
@@ -68,6 +78,27 @@ def two_pages(path):
     with tifffile.TiffWriter(path) as file:
         for _ in range(2):
             file.write(np.zeros((32, 32), np.uint8), metadata=None)
+
+
+def two_odd_pages(path):
+    with tifffile.TiffWriter(path) as file:
+        for kind in (np.uint8, np.float32):
+            file.write(np.zeros((32, 32, 3), kind), photometric="rgb", metadata=None)
+
+
+def deep_png(path):
+    """Pillow writes no RGB of 16 bits: the header of one, and nothing else that would be read."""
+    path.write_bytes(png(32, 32, 16, 2))
+
+
+def huge_png(path):
+    path.write_bytes(png(20_000, 20_000, 8, 2))
+
+
+def png(width: int, height: int, bits: int, colour: int) -> bytes:
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)), (b"IEND", b""))
+    parts = [struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def half_a_png(path):
@@ -90,7 +121,11 @@ def half_a_slide(path):
     (lambda path: path.write_bytes(b"\1\2\3\0" * 9), "cannot be opened as a slide: Unsupported or missing image file"),
     (plain_16_bit, "its pixels are 16-bit, not 8-bit grey or RGB: convert it"),
     (plain_cmyk, "its pixels are CMYK, not 8-bit grey or RGB: convert it"),
-    (two_pages, "is a plain image of 2 pages: keep the one that is meant"),
+    (two_pages, "is an image of 2 pages and no slide that OpenSlide knows: rewrite it as a pyramidal TIFF"),
+    (two_odd_pages, "is a TIFF file that is cut short, or of a kind that is not known: "),
+    (deep_png, "its pixels are 16-bit, not 8-bit grey or RGB: convert it"),
+    (huge_png, "is a plain image of 20000 by 20000 pixels, which would be decoded whole: convert it"),
+    (os.mkfifo, "is no ordinary file: bring the slide itself"),
     (half_a_png, "is a damaged plain image: image file is truncated"),
     (half_a_slide, "is a TIFF file that is cut short, its directory lies beyond its end: bring it again"),
 ])  # fmt: skip

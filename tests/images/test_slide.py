@@ -316,6 +316,30 @@ def test_colours_follow_the_slides_profile_when_asked(tmp_path):
     assert (on[0, :32] == 255).all()
 
 
+def test_a_profile_that_is_none_is_noted_and_nothing_else(tmp_path):
+    path = tmp_path / "a.tif"
+    pixels = textured(64, 64)
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", metadata=None, iccprofile=b"garbage" * 50)
+    slide = Slide(path, settings(icc=True), mpp=0.5)
+    assert np.array_equal(slide.read(np.array([[0, 0]], dtype=np.int32), (64, 64))[0][0], pixels)
+    assert slide.properties["notes"] == ["its colour profile cannot be used"]
+
+
+def test_a_slide_longer_than_any_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = jpeg_slide(tmp_path, textured(64, 640))
+    assert Slide(path, settings(0), mpp=5.0).extent == (640, 64)
+    monkeypatch.setattr("pipeline.images.slide.LONGEST_MM", 3)
+    with pytest.raises(ImageError, match="^it would be 3 mm long: is its mpp 5 true, and the file whole?"):
+        Slide(path, settings(0), mpp=5.0)
+
+
+def test_a_picture_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.images.slide.PICTURE_PIXELS", 1000)
+    slide = Slide(jpeg_slide(tmp_path, textured(64, 64)), settings(0.5, tissue_mpp=0.5))
+    with pytest.raises(ImageError, match="^its picture at slide.tissue.mpp 0.5 would have 64 by 64 pixels"):
+        tile(slide)
+
+
 def linear_profile() -> bytes:
     """sRGB's primaries with values that are light itself: its three curves replaced by a gamma of 1."""
     content = bytearray(PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes())
