@@ -47,6 +47,9 @@ SAME_LINE: dict[str, set[str]] = {
     "images.slide": {"images", "images.*"},
     "images.tissue": {"images.segmenter"},
     "images.jpeg_tiles": {"images.pyramid"},
+    "images.jpeg_levels": {"images.jpeg_tiles", "images.pyramid"},
+    "images.colour": {"images.pyramid"},
+    "images.sampling": {"images.view"},
     "images.series": {"images", "images.dicom"},
     # The plan is made of what is there, what it is called and what it is labelled.
     "plan": {"raw", "cohort", "names", "store", "versions"},

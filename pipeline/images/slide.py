@@ -4,43 +4,27 @@ Frames: `l0_` marks pixels of level 0; pixels of a size are those that are decod
 is pixels at the resolution asked for. Tuples are (x, y), arrays (height, width, channel).
 """
 
-import io
-import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageCms
 from numpy.typing import NDArray
 
 from pipeline.companions import missing_parts
 from pipeline.config import QualitySettings, SlideSettings
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, one_line
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.images.annotation import annotation_of, rasterise, read_geojson
-from pipeline.images.jpeg_tiles import FACTORS, JpegReader, jpeg_levels
-from pipeline.images.pyramid import SLIDE_ERRORS, Pyramid, open_pyramid
+from pipeline.images.colour import PROFILE_ERRORS, ToSrgb
+from pipeline.images.jpeg_levels import jpeg_levels
+from pipeline.images.jpeg_tiles import FACTORS, JpegReader
+from pipeline.images.pyramid import Pyramid, open_pyramid
 from pipeline.images.resolution import find_resolution
+from pipeline.images.sampling import overview, resample
 from pipeline.images.tissue import Tissue, keeps, segment
 from pipeline.images.view import View, choose_view, decodable_sizes, extent_of, picture_view
-
-RESAMPLING = PIL.Image.Resampling.BICUBIC
-"""Pillow widens its filters by the factor it shrinks by, so this one is antialiased."""
-
-RESAMPLING_SUPPORT = 2
-"""Pixels that the filter reaches beyond a tile, times the factor it shrinks by."""
-
-PIECE = 2048
-"""Side, in pixels of a size, of the largest region decoded at once for a picture of the whole slide: 12 MB."""
-
-SMALLEST_PIECE = 8
-"""Side, in pixels of a size, below which a piece that cannot be decoded is not divided further."""
-
-MOST_FAILURES = 200
-"""Pieces of one picture that cannot be decoded and are divided; each may cost OpenSlide a new handle."""
 
 PICTURE_PIXELS = 100_000_000
 """Of a picture that tissue is looked for in: 80 mm square at 8 µm."""
@@ -50,11 +34,6 @@ LONGEST_MM = 300
 
 THUMBNAIL = 768
 """Longest side in pixels of the thumbnail that is kept with the tiles: about 1.3 MB a slide."""
-
-PROFILE_ERRORS: tuple[type[Exception], ...] = (*SLIDE_ERRORS, PIL.ImageCms.PyCMSError)
-
-NO_CACHE = 0x0040
-"""Of lcms: without it, a transform may not be used by two threads."""
 
 
 class Slide:
@@ -199,62 +178,19 @@ class Slide:
         return self._pool[1]
 
     def _picture(self, width: int, height: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The whole slide in so many pixels, (height, width, 3), and which of them could be decoded, (height, width).
-
-        Read piece by piece from the coarsest size that is fine enough.
-        """
+        """The whole slide in so many pixels, and which could be decoded; from the coarsest size that will do."""
         view = picture_view(self._sizes, width, height)
-        largest, smallest = (max(1, math.floor(side / max(view.scale))) for side in (PIECE, SMALLEST_PIECE))
-        picture = np.full((height, width, 3), 255, dtype=np.uint8)
-        readable = np.zeros((height, width), dtype=np.bool_)
-        pieces = [(x, y, largest) for y in range(0, height, largest) for x in range(0, width, largest)]
-        failures = 0
-        while pieces:
-            x, y, side = pieces.pop()
-            piece = np.empty((min(side, height - y), min(side, width - x), 3), np.uint8)
-            if self._read_view(view, (x, y), piece):
-                picture[y : y + side, x : x + side] = piece
-                readable[y : y + side, x : x + side] = True
-                continue
-            failures += 1
-            half = -(-side // 2)
-            if side > smallest and failures < MOST_FAILURES:  # what can be read around the damage
-                pieces += [
-                    (x + dx, y + dy, half) for dx in (0, half) for dy in (0, half) if x + dx < width and y + dy < height
-                ]
-        return picture, readable
+        return overview(width, height, max(view.scale), lambda origin, out: self._read_view(view, origin, out))
 
     def _read_view(self, view: View, origin: tuple[int, int], out: NDArray[np.uint8]) -> bool:
         """Fill an array (height, width, 3) with a region of a view; whether it could be decoded."""
-        done = self._read_size(view, origin, out) if view.is_own else self._resample(view, origin, out)
+        if view.is_own:
+            done = self._read_size(view, origin, out)
+        else:
+            done = resample(view, origin, out, lambda at, region: self._read_size(view, at, region))
         if done and self._to_srgb is not None:
-            white = (out == 255).all(axis=2)  # glass, or nothing: stays white
-            out[:] = np.asarray(PIL.ImageCms.applyTransform(PIL.Image.fromarray(out), self._to_srgb))
-            out[white] = 255
+            self._to_srgb.apply(out)
         return done
-
-    def _resample(self, view: View, origin: tuple[int, int], out: NDArray[np.uint8]) -> bool:
-        """Fill an array with a region of a view that is shrunk from a size; white beyond the size."""
-        starts, ends, first, last = [], [], [], []  # along x and y, in pixels of the size
-        for at, pixels, scale, length in zip(origin, out.shape[1::-1], view.scale, view.extent, strict=True):
-            reach = RESAMPLING_SUPPORT * max(scale, 1.0) + 1  # what the filter sees beyond the region: no seams
-            starts.append(at * scale)
-            ends.append((at + pixels) * scale)
-            first.append(max(0, math.floor(starts[-1] - reach)))
-            last.append(max(first[-1] + 1, math.ceil(ends[-1] + reach)))
-            if ends[-1] <= length + 1e-6 * scale:
-                last[-1] = max(first[-1] + 1, min(length, last[-1]))  # at the edge the filter uses what there is
-        region = np.empty((last[1] - first[1], last[0] - first[0], 3), np.uint8)
-        if not self._read_size(view, (first[0], first[1]), region):
-            return False
-        box = (
-            starts[0] - first[0],
-            starts[1] - first[1],
-            min(ends[0] - first[0], region.shape[1]),
-            min(ends[1] - first[1], region.shape[0]),
-        )
-        out[:] = np.asarray(PIL.Image.fromarray(region).resize(out.shape[1::-1], RESAMPLING, box=box))
-        return True
 
     def _read_size(self, view: View, origin: tuple[int, int], out: NDArray[np.uint8]) -> bool:
         """Fill an array with a region of a decodable size; whether it could be decoded."""
@@ -267,19 +203,14 @@ class Slide:
         return True
 
     @cached_property
-    def _to_srgb(self) -> PIL.ImageCms.ImageCmsTransform | None:
-        """The transform of colours, when it is wanted and the slide holds a profile."""
+    def _to_srgb(self) -> ToSrgb | None:
+        """What turns colours into sRGB, when it is wanted and the slide holds a profile."""
         if not self._settings.icc:
             return None
         try:
-            profile = self._pyramid.icc
-            if not profile:
-                self.properties["notes"].append("it holds no colour profile")
-                return None
-            own, srgb = PIL.ImageCms.ImageCmsProfile(io.BytesIO(profile)), PIL.ImageCms.createProfile("sRGB")
-            return PIL.ImageCms.buildTransform(own, srgb, "RGB", "RGB", flags=PIL.ImageCms.Flags(NO_CACHE))
-        except PROFILE_ERRORS:
-            self.properties["notes"].append("its colour profile cannot be used")
+            return ToSrgb(self._pyramid.icc)
+        except PROFILE_ERRORS as error:
+            self.properties["notes"].append(f"its colours stay as they are: {one_line(error)}")
             return None
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.images.jpeg_tiles import JpegReader, jpeg_levels
+from pipeline.images.jpeg_levels import jpeg_levels, unusual
+from pipeline.images.jpeg_tiles import JpegReader
 from pipeline.images.pyramid import open_pyramid
 from pipeline.synthetic.pyramid import YCBCR, JpegLevel, write_levels
 from support.jpeg_slide import encode, halved, split_stream, textured, write_jpeg_slide
@@ -241,8 +242,6 @@ def test_a_slide_that_is_not_upright_is_left_to_openslide(tmp_path, value):
                      + bytes([value, 0]) + content[photometric + 10 :])  # fmt: skip
     with tifffile.TiffFile(path) as file:
         page = file.pages[0]
-        from pipeline.images.jpeg_tiles import unusual
-
         assert unusual(page) == "orientation"
 
 

@@ -322,7 +322,7 @@ def test_a_profile_that_is_none_is_noted_and_nothing_else(tmp_path):
     tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", metadata=None, iccprofile=b"garbage" * 50)
     slide = Slide(path, settings(icc=True), mpp=0.5)
     assert np.array_equal(slide.read(np.array([[0, 0]], dtype=np.int32), (64, 64))[0][0], pixels)
-    assert slide.properties["notes"] == ["its colour profile cannot be used"]
+    assert slide.properties["notes"] == ["its colours stay as they are: cannot open profile from string"]
 
 
 def test_a_slide_longer_than_any_is_refused_before_it_is_read(tmp_path, monkeypatch):
