@@ -31,7 +31,7 @@ MOST_TILE_PIXELS = 1 << 26
 """Pixels of one stored tile. OpenSlide ends the whole process on a tile that it finds no memory for."""
 
 PLAIN_PIXELS = 64_000_000
-"""A plain image is decoded whole, by Pillow into 4 bytes a pixel: at its peak this many take 0.6 GB, or 1 GB with
+"""A plain image is decoded whole, by Pillow into 4 bytes a pixel: at its peak this many take 0.6 GB, or 0.9 GB with
 transparency."""
 
 PLAIN_FORMATS = {"PNG", "JPEG", "BMP", "TIFF"}
