@@ -110,7 +110,12 @@ class QualitySettings(Settings):
     min_sharpness: float = Field(
         0.0, ge=0, description="Variance of the Laplacian of the grey levels, below which a tile is blurred; 0: off."
     )
-    max_pen: float = Field(1.0, ge=0, le=1, description="Most of a tile that may have the colour of a pen; 1: off.")
+    max_pen: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Most of a tile that may have the colour of a pen; 1: off. Below 0.05 it removes tiles of H&E.",
+    )
     max_black: float = Field(1.0, ge=0, le=1, description="Most of a tile that may be near black; 1: off.")
     max_white: float = Field(1.0, ge=0, le=1, description="Most of a tile that may be near white; 1: off.")
     min_edges: float = Field(0.0, ge=0, le=1, description="Share of Canny's edges a tile must have; 0: off.")
