@@ -246,7 +246,7 @@ def psnr(folder: Path, what: str, pixels: np.ndarray) -> Figure:
 
 def sparse_slide(path: Path, side: int, tissue_tiles: int, levels: tuple[int, ...] = (1, 4, 16)) -> None:
     """A slide whose tiles are a few streams again and again: tissue in a block of whole tiles, white around it."""
-    from pipeline.synthetic.pyramid import YCBCR, JpegLevel, write_levels
+    from pipeline.synthetic.pyramid import YCBCR, StoredLevel, write_levels
 
     tissue = [textured(TILE, TILE, seed) for seed in range(4)]
     white = np.full((TILE, TILE, 3), 255, np.uint8)
@@ -256,7 +256,7 @@ def sparse_slide(path: Path, side: int, tissue_tiles: int, levels: tuple[int, ..
     coarsest = max(levels)
     block = math.ceil(tissue_tiles**0.5 / coarsest) * coarsest * TILE  # its side at level 0, whole tiles on all levels
 
-    def made() -> "list[JpegLevel]":
+    def made() -> "list[StoredLevel]":
         found = []
         for factor in levels:
             extent = side // factor
@@ -267,7 +267,7 @@ def sparse_slide(path: Path, side: int, tissue_tiles: int, levels: tuple[int, ..
                 for row in range(across)
                 for column in range(across)
             ]
-            found.append(JpegLevel((extent, extent), 0.25 * factor, TILE, tiles, factor > 1, YCBCR))
+            found.append(StoredLevel((extent, extent), 0.25 * factor, TILE, tiles, factor > 1, YCBCR))
         return found
 
     write_levels(path, made())

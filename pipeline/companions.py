@@ -18,8 +18,11 @@ MAX_TEXT = 1 << 20
 WSI_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 """VL Whole Slide Microscopy Image Storage."""
 
-SLIDE_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"ZISRAWFILE")
-"""TIFF and BigTIFF in both byte orders, and CZI."""
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""TIFF and BigTIFF in both byte orders."""
+
+SLIDE_HEADS = (*TIFF_HEADS, b"ZISRAWFILE")
+"""TIFF, and CZI."""
 
 PICTURE_HEADS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
 """PNG, JPEG, BMP."""
@@ -89,12 +92,16 @@ def parts_there(first: Path) -> list[str]:
     return [name for name in names if os.path.isfile(first.parent / name)]
 
 
-def annotation_name(first: str, names: Collection[str]) -> str | None:
-    """Which of the names in a slide's folder is its annotation: `1.svs.geojson`, or else `1.geojson` for `1.svs`."""
+def annotation_names(first: str) -> list[str]:
+    """What a slide's annotation may be called, the first that is there being it: `1.svs.geojson`, `1.geojson`."""
     stem, _, suffix = first.rpartition(".")
     # The last part of a name such as 1.2.840 is no suffix.
-    wanted = [f"{first}.geojson", *([f"{stem}.geojson"] if stem and not suffix.isdigit() else [])]
-    return next((name for name in wanted if name in names), None)
+    return [f"{first}.geojson", *([f"{stem}.geojson"] if stem and not suffix.isdigit() else [])]
+
+
+def annotation_name(first: str, names: Collection[str]) -> str | None:
+    """Which of the names in a slide's folder is its annotation; None: it has none."""
+    return next((name for name in annotation_names(first) if name in names), None)
 
 
 def _beginning(path: Path, length: int) -> bytes:

@@ -2,61 +2,35 @@
 
 import threading
 from collections import defaultdict
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings
 from pipeline.embedding import embed
 from pipeline.errors import ImageError
 from pipeline.images import READ_FAILED, READ_OK
+from support.images import StandIn
 
 SIZE = (2, 2)
 
 
-class Numbered:
+class Numbered(StandIn):
     """An image whose every tile shows its own number; some tiles cannot be read."""
 
-    extent: tuple[int, ...] = (100, 2)
-    tile_size: tuple[int, ...] = SIZE
-    tile_stride: tuple[int, ...] = SIZE
-    min_foreground = 0.0
-    pads = False
-    quality = QualitySettings()
-    properties: dict[str, Any] = {}  # noqa: RUF012
+    extent = (100, 2)
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.broken = broken
         self.reads: list[tuple[list[int], int]] = []
         self.begun: defaultdict[int, threading.Event] = defaultdict(threading.Event)
 
-    def foreground(self, origins: NDArray[np.int32], size: tuple[int, ...]) -> NDArray[np.float32]:
-        return np.ones(len(origins), np.float32)
-
-    def read(
-        self,
-        origins: NDArray[np.int32],
-        size: tuple[int, ...],
-        threads: int = 1,
-        out: NDArray[np.uint8] | None = None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        assert size == SIZE
+    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         numbers = origins[:, 0] // 2
         self.reads.append((numbers.tolist(), threads))
         self.begun[len(self.reads)].set()
         tiles = np.broadcast_to(numbers[:, None, None, None], (len(numbers), 2, 2, 3)).astype(np.uint8)
         return tiles, np.where(np.isin(numbers, self.broken), READ_FAILED, READ_OK).astype(np.uint8)
-
-    def reading(self) -> dict[str, object]:
-        return {}
-
-    def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
-        return np.zeros((2, 100, 3), np.uint8)
-
-    def arrays(self) -> dict[str, NDArray[np.int16]]:
-        return {}
 
 
 class Doubles:
@@ -125,16 +99,10 @@ def test_an_image_with_too_many_unreadable_tiles_fails(broken: tuple[int, ...], 
 
 def test_a_reader_that_raises_is_heard() -> None:
     class Raises(Numbered):
-        def read(
-            self,
-            origins: NDArray[np.int32],
-            size: tuple[int, ...],
-            threads: int = 1,
-            out: NDArray[np.uint8] | None = None,
-        ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             if self.reads:
                 raise ImageError("the file ended")
-            return super().read(origins, size, threads, out)
+            return super().look(origins, threads)
 
     with pytest.raises(ImageError, match="the file ended"):
         run(Raises(), 9)

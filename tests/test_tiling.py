@@ -1,7 +1,6 @@
 """Where tiles lie, and which of them are kept."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from pipeline.geometry import grid
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.quality import BLACK, KEPT, TISSUE
 from pipeline.tiling import tile
+from support.images import StandIn
 
 
 def test_a_grid_in_two_dimensions_goes_row_by_row() -> None:
@@ -64,16 +64,11 @@ def test_axes_that_do_not_match_are_our_own_bug() -> None:
         grid((5, 4), (2, 2, 1), (2, 2))
 
 
-class Painted:
+class Painted(StandIn):
     """An image of 6 x 4 pixels in tiles of 2 x 2, with the share of tissue given for each tile."""
 
-    extent: tuple[int, ...] = (6, 4)
-    tile_size: tuple[int, ...] = (2, 2)
-    tile_stride: tuple[int, ...] = (2, 2)
+    extent = (6, 4)
     min_foreground = 0.25
-    pads = False
-    quality = QualitySettings()
-    properties: dict[str, Any] = {}  # noqa: RUF012
 
     def __init__(self, *shares: float) -> None:
         self.shares = np.array(shares, np.float32)
@@ -82,23 +77,8 @@ class Painted:
         assert size == self.tile_size
         return self.shares[: len(origins)]
 
-    def read(
-        self,
-        origins: NDArray[np.int32],
-        size: tuple[int, ...],
-        threads: int = 1,
-        out: NDArray[np.uint8] | None = None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         return np.zeros((len(origins), 2, 2, 3), np.uint8), np.full(len(origins), READ_OK, np.uint8)
-
-    def reading(self) -> dict[str, object]:
-        return {}
-
-    def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
-        return np.zeros((4, 6, 3), np.uint8)
-
-    def arrays(self) -> dict[str, NDArray[np.int16]]:
-        return {}
 
 
 def test_tiles_with_enough_foreground_are_kept_in_the_order_of_the_grid() -> None:
@@ -126,14 +106,8 @@ class Black(Painted):
     quality = QualitySettings(max_black=0.5)
     broken = (1,)
 
-    def read(
-        self,
-        origins: NDArray[np.int32],
-        size: tuple[int, ...],
-        threads: int = 1,
-        out: NDArray[np.uint8] | None = None,
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        pixels, status = super().read(origins, size, threads, out)
+    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        pixels, status = super().look(origins, threads)
         status[list(self.broken)] = READ_FAILED
         return pixels, status
 

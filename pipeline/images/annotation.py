@@ -8,6 +8,7 @@ OpenSlide states one (`openslide.bounds-x`, `-y`: MIRAX above all): then that co
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.companions import annotation_name
+from pipeline.companions import annotation_names
 from pipeline.errors import ImageError
 
 MAX_BYTES = 50_000_000
@@ -51,8 +52,9 @@ class Polygon:
 
 def annotation_of(slide: Path) -> Path | None:
     """The annotation beside a slide's first file, if there is one."""
-    name = annotation_name(slide.name, {file.name for file in slide.parent.glob("*.geojson")})
-    return slide.parent / name if name else None
+    # Not what the folder holds: that would be listed once for each of ten thousand slides in it.
+    paths = [slide.parent / name for name in annotation_names(slide.name)]
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def read_geojson(path: Path) -> list[Polygon]:

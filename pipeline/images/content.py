@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from pipeline.companions import TIFF_HEADS
 from pipeline.errors import ImageError
 
 MIB = 1 << 20
@@ -77,16 +78,13 @@ def tiff_directories(file: BinaryIO) -> Iterator[bytes]:
     """
     file.seek(0)
     head = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(head[:2])
-    if order is None or len(head) < 16:
+    if len(head) < 16 or not head.startswith(TIFF_HEADS):
         return
-    version = struct.unpack(order + "H", head[2:4])[0]
-    if version not in (42, 43):
-        return
+    order, version = tiff_kind(head)
     # Classic files count and point with 2 and 4 bytes, BigTIFF files with 8 and 8.
     count_code, offset_code = ("H", "I") if version == 42 else ("Q", "Q")
     pointer = struct.calcsize("=" + offset_code)
-    waiting = [int(struct.unpack(order + offset_code, head[pointer : 2 * pointer])[0])]
+    waiting = [first_directory(head)]
     seen: set[int] = set()
     budget = MAX_VALUES
     while waiting and len(seen) < MAX_DIRECTORIES:
@@ -116,6 +114,21 @@ def tiff_directories(file: BinaryIO) -> Iterator[bytes]:
                 children = min(count, len(value) // struct.calcsize("=" + code), MAX_DIRECTORIES)
                 waiting.extend(struct.unpack_from(f"{order}{children}{code}", value))
         waiting.append(struct.unpack_from(order + offset_code, directory, entries * entry_bytes)[0])
+
+
+def tiff_kind(head: bytes) -> tuple[str, int]:
+    """Byte order, as `struct` writes it, and version (42, or 43: BigTIFF) of a TIFF file, from its first bytes."""
+    order = "<" if head.startswith(b"II") else ">"
+    return order, int(struct.unpack(order + "H", head[2:4])[0])
+
+
+def first_directory(head: bytes) -> int:
+    """Where the first directory of a TIFF file lies, in bytes from its start, by its first 16; 0 when it is none."""
+    if not head.startswith(TIFF_HEADS):
+        return 0
+    order, version = tiff_kind(head)
+    pointer = head[4:8] if version == 42 else head[8:16]
+    return int.from_bytes(pointer, "little" if order == "<" else "big")
 
 
 def read_at(file: BinaryIO, offset: int, length: int, partly: bool = False) -> bytes:

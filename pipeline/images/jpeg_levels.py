@@ -30,7 +30,7 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
     if vendor not in VENDORS or not isinstance(pyramid, OpenSlidePyramid):
         return {}, f"format {vendor or 'plain image'}"
     levels: dict[int, JpegLevel] = {}
-    reason, deep = "its levels are not found in the file", False
+    reason, bits = "its levels are not found in the file", 0
     file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with tifffile.TiffFile(path) as tiff:
@@ -43,11 +43,11 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
                 if len(same) != 1:  # which of them OpenSlide reads cannot be told
                     continue
                 (page,) = same
-                if not (found := unusual(page)):
-                    levels[number] = jpeg_level(file, page)
-                else:
+                bits = max(bits, max_bits(page))
+                if found := unusual(page):
                     reason = found
-                    deep = deep or max_bits(page) > 8
+                else:
+                    levels[number] = jpeg_level(file, page)
     except CONTENT_ERRORS as error:  # tifffile's own is a ValueError
         levels, reason = {}, f"its directories cannot be followed ({type(error).__name__})"
     if vendor == "aperio":
@@ -58,9 +58,9 @@ def jpeg_levels(path: Path, pyramid: Pyramid) -> tuple[dict[int, JpegLevel], str
         reason = reason if levels else "tiles are missing"
     if not levels:
         os.close(file)
-        if deep:
+        if bits > 8:
             raise ImageError(
-                f"its pixels have {reason} per channel, of which only 8 would be read: convert it to 8-bit RGB"
+                f"its pixels have {bits} bits per channel, of which only 8 would be read: convert it to 8-bit RGB"
             )
         return {}, reason
     weakref.finalize(next(iter(levels.values())), os.close, file)

@@ -167,13 +167,10 @@ class JpegReader:
         right, bottom = source.extent[0] // factor, source.extent[1] // factor
         inside = x >= 0 and x + width <= right and y >= 0 and y + height <= bottom
         if inside and (width, height) == (tile_width, tile_height) and x % width == 0 and y % height == 0:
-            found = source.decode(x // width, y // height, factor, out)  # straight to where it is wanted
-            if isinstance(found, str):
-                other = self._instead(level, x // width, y // height, factor, found)
-                if other is None:
-                    return False
-                out[:] = other
-            return True
+            found = self._decode(level, x // width, y // height, factor, out)  # straight to where it is wanted
+            if found is not None and found is not out:
+                out[:] = found
+            return found is not None
         if not inside:
             out[:] = 255
         first_x, last_x = max(x, 0), min(x + width, right)
@@ -200,8 +197,7 @@ class JpegReader:
             if key in self._cache:
                 self._cache.move_to_end(key)
                 return self._cache[key]
-        found = self.levels[level].decode(column, row, factor)
-        pixels = self._instead(level, column, row, factor, found) if isinstance(found, str) else found
+        pixels = self._decode(level, column, row, factor)
         with self._lock:
             if key not in self._cache:
                 self._cache[key] = pixels
@@ -211,19 +207,23 @@ class JpegReader:
                 self._bytes -= 0 if gone is None else gone.nbytes
         return pixels
 
-    def _instead(self, level: int, column: int, row: int, factor: int, loss: Loss) -> Pixels | None:
-        """A tile from OpenSlide, averaged over squares where the factor is above 1; None for a damaged one.
+    def _decode(self, level: int, column: int, row: int, factor: int, out: Pixels | None = None) -> Pixels | None:
+        """A tile, in `out` where that can be; None when it cannot be decoded.
 
-        OpenSlide gives a damaged stream as pixels, grey from the damage on, and no error.
+        What is missing or unusual comes from OpenSlide, averaged over squares where the factor is above 1. What is
+        damaged does not: OpenSlide gives some of it as pixels, grey from the damage on, and no error.
         """
-        if loss == "damaged":
+        source = self.levels[level]
+        found = source.decode(column, row, factor, out)
+        if not isinstance(found, str):
+            return found
+        if found == "damaged":
             return None
         with self._lock:
             self.others += 1
-        width, height = self.levels[level].tile
+        width, height = source.tile
         region = self.pyramid.region(level, (column * width, row * height), (width, height))
         if region is None or factor == 1:
             return region
-        return np.asarray(
-            cv2.resize(region, (width // factor, height // factor), interpolation=cv2.INTER_AREA), np.uint8
-        )
+        size = (width // factor, height // factor)
+        return np.asarray(cv2.resize(region, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -9,14 +9,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 from openslide import OpenSlide, OpenSlideCache, OpenSlideError, OpenSlideUnsupportedFormatError
 
+from pipeline.companions import PICTURE_HEADS, TIFF_HEADS
 from pipeline.errors import CONTENT_ERRORS, ImageError, one_line
+from pipeline.images.content import first_directory
 
 # Pillow raises SyntaxError for a page whose pixels it does not know.
 SLIDE_ERRORS: tuple[type[Exception], ...] = (*CONTENT_ERRORS, OpenSlideError, SyntaxError)
@@ -36,8 +38,6 @@ transparency."""
 
 PLAIN_FORMATS = {"PNG", "JPEG", "BMP", "TIFF"}
 PLAIN_MODES = {"L", "LA", "P", "RGB", "RGBA"}
-PLAIN = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""How files in these formats begin; a TIFF is one when OpenSlide does not know it."""
 
 FOREIGN = {
     b"%PDF": "a PDF document",
@@ -92,21 +92,13 @@ def open_pyramid(path: Path) -> Pyramid:
                 ) from None
         if path.suffix.lower() == ".mrxs" and head.startswith(b"\xff\xd8"):  # it begins with a picture of the slide
             raise ImageError("is the first file of a MIRAX slide without its folder of data files: bring both")
-        if head.startswith(PLAIN):
+        if head.startswith((*PICTURE_HEADS, *TIFF_HEADS)):
             if first_directory(head) >= path.stat().st_size:
                 raise ImageError("is a TIFF file that is cut short, its directory lies beyond its end: bring it again")
             return PlainPyramid(path)
         if found := what_it_is(head):
             raise ImageError(f"is no slide but {found}: bring the slide itself")
         return OpenSlidePyramid(path)  # says what it misses
-
-
-def first_directory(head: bytes) -> int:
-    """Where the first directory of a TIFF file lies, in bytes from its start; 0 when it is none."""
-    order: Literal["little", "big"] = "little" if head.startswith(b"II") else "big"
-    if head[:4] in (b"II*\0", b"MM\0*"):
-        return int.from_bytes(head[4:8], order)
-    return int.from_bytes(head[8:16], order) if head[:4] in (b"II+\0", b"MM\0+") else 0
 
 
 def what_it_is(head: bytes) -> str:

@@ -50,7 +50,6 @@ class Slide:
     """
 
     def __init__(self, path: Path, settings: SlideSettings, mpp: float | None = None, mpp_policy: str = "") -> None:
-        self._path = path
         self._settings = settings
         self._pyramid = open_pyramid(path)
         levels, why_not = jpeg_levels(path, self._pyramid)
@@ -66,6 +65,9 @@ class Slide:
         self._view = view = choose_view(self._sizes, self._l0_mpp, settings.mpp, settings.mpp_tolerance)
         effective = self._l0_mpp * view.downsample if view.is_own else settings.mpp
         self.extent: tuple[int, ...] = extent_of(view)
+        per_pixel = max(1.0, settings.tissue.mpp / self._l0_mpp)
+        self._mask_extent = tuple(max(1, round(length / per_pixel)) for length in self._pyramid.extents[0])
+        self._annotation = annotation_of(path)
         self.tile_size: tuple[int, ...] = (settings.tile, settings.tile)
         self.tile_stride: tuple[int, ...] = (settings.stride, settings.stride)
         self.pads: bool = settings.edge == "pad"
@@ -84,6 +86,8 @@ class Slide:
             "vendor": self._pyramid.facts.get("openslide.vendor", "plain image"),
             "reader": "libjpeg-turbo" if view.level in levels else f"openslide ({why_not or 'this level'})",
             "notes": notes,
+            "tissue": "geojson" if self._annotation else settings.tissue.method,
+            "outline_extent": list(self._mask_extent),
             "l0_extent": list(self._pyramid.extents[0]),
             "l0_origin": list(qupath_origin(self._pyramid)),
         }
@@ -93,8 +97,7 @@ class Slide:
 
         Parts that cannot be decoded count as tissue, so that their tiles are read and their failures counted.
         """
-        rows, columns = self._tissue.mask.shape
-        mask_per_pixel = np.array([columns, rows]) * self._view.scale / self._view.extent
+        mask_per_pixel = np.array(self._mask_extent) * self._view.scale / self._view.extent
         return keeps(self._tissue, origins * mask_per_pixel, (origins + size) * mask_per_pixel, self._settings.tissue)
 
     def read(
@@ -121,11 +124,7 @@ class Slide:
         # that none waits long for the other.
         share = max(1, -(-len(origins) // (threads * 2)))
         parts = [range(at, min(at + share, len(origins))) for at in range(0, len(origins), share)]
-        if threads == 1:
-            for part in parts:
-                read_some(part)
-        else:
-            list(self._readers(threads).map(read_some, parts))
+        list(map(read_some, parts) if threads == 1 else self._readers(threads).map(read_some, parts))
         return pixels, status
 
     def reading(self) -> dict[str, object]:
@@ -144,27 +143,21 @@ class Slide:
         `thumbnail` (height, width, 3) uint8; `outline` of the tissue (point, 3) int32: number of the ring, x, y in
         pixels of a picture of `properties["outline_extent"]`.
         """
-        rows, columns = self._tissue.mask.shape
-        self.properties["outline_extent"] = [columns, rows]
         return {"thumbnail": self.thumbnail(THUMBNAIL), "outline": self._tissue.outline()}
 
     @cached_property
     def _tissue(self) -> Tissue:
         """What of the slide is tissue: the user's own mask, or what the settings make of a picture of it."""
         settings = self._settings.tissue
-        l0_width, l0_height = self._pyramid.extents[0]
-        factor = max(1.0, settings.mpp / self._l0_mpp)
-        width, height = (max(1, round(length / factor)) for length in (l0_width, l0_height))
+        (l0_width, l0_height), (width, height) = self._pyramid.extents[0], self._mask_extent
         if width * height > PICTURE_PIXELS:
             raise ImageError(
                 f"its picture at slide.tissue.mpp {settings.mpp:g} would have {width} by {height} pixels: is its mpp "
                 f"{self._l0_mpp:g} true? Else raise slide.tissue.mpp"
             )
-        if own := annotation_of(self._path):
-            self.properties["tissue"] = "geojson"
-            l0_per_pixel = (l0_width / width, l0_height / height)
-            return Tissue(rasterise(read_geojson(own), (height, width), l0_per_pixel, qupath_origin(self._pyramid)))
-        self.properties["tissue"] = settings.method
+        if self._annotation:
+            polygons, per_pixel = read_geojson(self._annotation), (l0_width / width, l0_height / height)
+            return Tissue(rasterise(polygons, (height, width), per_pixel, qupath_origin(self._pyramid)))
         picture, readable = self._picture(width, height)
         if not readable.any():
             raise ImageError("no part of it can be decoded: is the file whole?")

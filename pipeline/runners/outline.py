@@ -5,6 +5,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.runners.job import RESULTS
+from pipeline.runners.tables import read_catalog
 from pipeline.store import Store, read_json
 
 
@@ -16,12 +17,14 @@ def run_outline(arguments: argparse.Namespace) -> None:
     """
     from pipeline.images.annotation import write_geojson
 
-    receipts = sorted((RESULTS / "receipts" / "tile").glob("slide-*.json"), key=lambda path: path.stat().st_mtime)
-    rows = [row for path in receipts for row in read_json(path)["rows"]]
-    found = [row for row in rows if row["id"] == arguments.image and row["status"] == "done"]
-    if not found:
+    # The catalog tells which of the slide's stores the last run was about; its receipt knows the key.
+    picture = next((row["picture"] for row in read_catalog() if row["image"] == arguments.image), "")
+    receipts = (RESULTS / "receipts" / "tile").glob("slide-*.json")
+    rows = [row for path in receipts for row in read_json(path)["rows"] if row["status"] == "done"]
+    found = next((row for row in rows if row.get("picture") == picture), None) if picture else None
+    if found is None:
         raise PipelineError(f"{arguments.image}: is no slide with tiles: see results/catalog.tsv for those that are")
-    store = Store(Path(found[-1]["store"]), found[-1]["key"])
+    store = Store(Path(found["store"]), found["key"])
     properties = store.attributes["properties"]
     x, y = (l0 / pixels for l0, pixels in zip(properties["l0_extent"], properties["outline_extent"], strict=True))
     print(write_geojson(store.read("outline"), (x, y), tuple(properties["l0_origin"])))

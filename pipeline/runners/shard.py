@@ -183,10 +183,7 @@ def weights_name(settings: BackboneSettings) -> str:
         case "hub":
             return f"hub, {settings.model} at {settings.revision}"
         case "file":
-            path = Path(settings.file)
-            if not path.is_file():
-                raise ConfigError(f"backbone.file: {path} is not there: name the file that holds the weights")
-            return f"file, sha256 {file_digest(path)}"
+            return f"file, {_content_name(settings.file, 'backbone.file', 'weights')}"
 
 
 def segmenter_name(settings: dict[str, Any]) -> str:
@@ -198,9 +195,14 @@ def segmenter_name(settings: dict[str, Any]) -> str:
     tissue = settings.get("tissue", {})
     if tissue.get("method") != "model":
         return ""
-    path = Path(tissue["model"])
+    return _content_name(tissue["model"], "slide.tissue.model", "network")
+
+
+def _content_name(name: str, key: str, what: str) -> str:
+    """`sha256 ...` of a file that a setting names."""
+    path = Path(name)
     if not path.is_file():
-        raise ConfigError(f"slide.tissue.model: {path} is not there: name the file that holds the network")
+        raise ConfigError(f"{key}: {path} is not there: name the file that holds the {what}")
     return f"sha256 {file_digest(path)}"
 
 

@@ -19,10 +19,15 @@ def table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]], delimiter: 
     return file.getvalue().encode("utf-8", "backslashreplace")
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a table that `table` made with commas."""
+def read_table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a table that `table` made."""
     with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+def read_catalog() -> list[dict[str, str]]:
+    """The rows of the catalog that was published last."""
+    return read_table(RESULTS / "catalog.tsv", "\t")
 
 
 def publish(job: Job, files: Mapping[str, bytes]) -> None:

@@ -17,6 +17,7 @@ from pipeline.names import Names
 from pipeline.plan import Plan, build
 from pipeline.raw import KINDS, Kind
 from pipeline.runners.job import RESULTS
+from pipeline.runners.tables import read_catalog, read_table
 from pipeline.store import Store, read_json
 
 SECONDS = {"slide": 60.0, "series": 1.0}
@@ -221,22 +222,16 @@ def run_demo_cohort(arguments: argparse.Namespace) -> None:
 
 def run_summary(arguments: argparse.Namespace) -> None:
     """Print what a run found: AUROCs with intervals, who failed and why, and where the report is."""
-    import csv
-
-    with (RESULTS / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            figure = (
-                f"{float(row['auroc']):.2f} [{float(row['auroc_low']):.2f}, {float(row['auroc_high']):.2f}]"
-                if row["auroc"]
-                else f"n/a ({row['auroc_reason']})"
-            )
-            print(
-                f"{row['modality']:7} {row['head']:12} AUROC {figure}  ({row['patients']} patients, {row['bags']} bags)"
-            )
-    with (RESULTS / "catalog.tsv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            if row["status"] != "done":
-                print(f"{row['status']}: {row['image']}: {row['reason']}")
+    for row in read_table(RESULTS / "metrics.csv"):
+        figure = (
+            f"{float(row['auroc']):.2f} [{float(row['auroc_low']):.2f}, {float(row['auroc_high']):.2f}]"
+            if row["auroc"]
+            else f"n/a ({row['auroc_reason']})"
+        )
+        print(f"{row['modality']:7} {row['head']:12} AUROC {figure}  ({row['patients']} patients, {row['bags']} bags)")
+    for row in read_catalog():
+        if row["status"] != "done":
+            print(f"{row['status']}: {row['image']}: {row['reason']}")
     config = read_config(Path(arguments.config))
     for kind in KINDS:
         backbone = config.modality(kind).backbone

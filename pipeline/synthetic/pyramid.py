@@ -21,7 +21,7 @@ Entry = tuple[int, int, list[int] | bytes]
 
 
 @dataclass(frozen=True)
-class JpegLevel:
+class StoredLevel:
     """One level as it will stand in the file."""
 
     extent: tuple[int, int]
@@ -52,15 +52,15 @@ def write_pyramid(path: Path, pixels: NDArray[np.uint8], mpp: float, levels: int
     """
     path.parent.mkdir(parents=True, exist_ok=True)
 
-    def halved(image: Image.Image) -> Iterator[JpegLevel]:
+    def halved(image: Image.Image) -> Iterator[StoredLevel]:
         for level in range(levels):
-            yield JpegLevel(image.size, mpp * 2**level, tile, _encoded_tiles(image, tile), level > 0)
+            yield StoredLevel(image.size, mpp * 2**level, tile, _encoded_tiles(image, tile), level > 0)
             image = image.reduce(2)
 
     write_levels(path, halved(Image.fromarray(pixels)))
 
 
-def write_levels(path: Path, levels: Iterable[JpegLevel]) -> None:
+def write_levels(path: Path, levels: Iterable[StoredLevel]) -> None:
     """Write a TIFF file from levels whose tiles are encoded already, the finest first."""
     with path.open("wb") as file:
         file.write(struct.pack("<2sHI", b"II", 42, 0))
@@ -98,7 +98,7 @@ def _encoded_tiles(image: Image.Image, tile: int) -> list[bytes]:
     return tiles
 
 
-def _entries(level: JpegLevel, offsets: list[int], sizes: list[int]) -> list[Entry]:
+def _entries(level: StoredLevel, offsets: list[int], sizes: list[int]) -> list[Entry]:
     """The entries of one level, sorted by tag as TIFF wants them."""
     resolution = [round(1e7 / level.mpp), 1000]  # pixels per centimetre
     samples = 1 if level.photometric == GRAY else 3

@@ -11,7 +11,7 @@ import tifffile
 from pipeline.images.jpeg_levels import jpeg_levels, unusual
 from pipeline.images.jpeg_tiles import JpegReader
 from pipeline.images.pyramid import open_pyramid
-from pipeline.synthetic.pyramid import YCBCR, JpegLevel, write_levels
+from pipeline.synthetic.pyramid import YCBCR, StoredLevel, write_levels
 from support.jpeg_slide import encode, halved, split_stream, textured, write_jpeg_slide
 
 MODELS = [("rgb", "444"), ("ycbcr", "420"), ("ycbcr", "422"), ("ycbcr", "444"), ("gray", "444")]
@@ -163,7 +163,7 @@ def test_two_pages_of_one_size_are_left_to_openslide(tmp_path):
     """Which of them it reads cannot be told from outside."""
     one = textured(64, 64)
     extent = {"extent": (64, 64), "mpp": 0.5, "tile": 64, "photometric": YCBCR}
-    levels = [JpegLevel(streams=[encode(pixels, "ycbcr", "420", 80)], **extent) for pixels in (one, 255 - one)]
+    levels = [StoredLevel(streams=[encode(pixels, "ycbcr", "420", 80)], **extent) for pixels in (one, 255 - one)]
     write_levels(tmp_path / "a.tif", levels)
     pyramid = open_pyramid(tmp_path / "a.tif")
     assert jpeg_levels(tmp_path / "a.tif", pyramid) == ({}, "its levels are not found in the file")

@@ -55,7 +55,8 @@ def test_level_0_pixels_are_those_that_were_written(write_slide, tissue_pixels):
 
 def test_properties_say_how_the_resolution_came_about(write_slide, tissue_pixels):
     path = write_slide(tissue_pixels, levels=2)
-    place = {"l0_extent": [512, 512], "l0_origin": [0.0, 0.0], "notes": []}
+    tissue = {"tissue": "otsu", "outline_extent": [128, 128]}  # of 2 µm
+    place = {"l0_extent": [512, 512], "l0_origin": [0.0, 0.0], "notes": []} | tissue
     common = {"factor": 1, "vendor": "generic-tiff", "reader": "openslide (compression 1)"} | place
     exact = {"mpp": 2.0, "mpp_source": "tiff", "mpp_native": 0.5, "level": 1, "downsample": 4.0}
     assert Slide(path, settings(2.0)).properties == exact | common

@@ -9,7 +9,7 @@ import PIL.Image
 import simplejpeg
 from numpy.typing import NDArray
 
-from pipeline.synthetic.pyramid import GRAY, RGB, YCBCR, JpegLevel, write_levels
+from pipeline.synthetic.pyramid import GRAY, RGB, YCBCR, StoredLevel, write_levels
 
 Pixels = NDArray[np.uint8]
 PHOTOMETRIC = {"rgb": RGB, "ycbcr": YCBCR, "gray": GRAY}
@@ -97,7 +97,7 @@ def write_jpeg_slide(
         power: of the objective, in Aperio's description.
     """
 
-    def made(pixels: Pixels) -> Iterator[JpegLevel]:
+    def made(pixels: Pixels) -> Iterator[StoredLevel]:
         for level in range(levels):
             height, width = pixels.shape[:2]
             padded = np.pad(pixels, [(0, -height % tile), (0, -width % tile), (0, 0)], mode="edge")
@@ -110,7 +110,7 @@ def write_jpeg_slide(
                 for number, other in (spoil or {}).items():
                     whole[number] = other
             description = APERIO.format(width=width, height=height, tile=tile, mpp=mpp, power=power) if aperio else ""
-            yield JpegLevel(
+            yield StoredLevel(
                 extent=(width, height),
                 mpp=mpp * 2**level,
                 tile=tile,

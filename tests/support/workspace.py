@@ -1,5 +1,6 @@
 """A small cohort, a copy of the repository in a folder with spaces, and Snakemake as a user calls it."""
 
+import csv
 import os
 import re
 import subprocess
@@ -179,6 +180,11 @@ class Workspace:
         found = sorted((self.folder / "results" / "train").rglob("weights.safetensors"))
         name = {path: str(path.relative_to(self.folder)) for path in found}
         return {name[p]: sha256(p.read_bytes()).hexdigest() + f" {p.stat().st_mtime_ns}" for p in found}
+
+    def catalog(self) -> dict[str, dict[str, str]]:
+        """The catalog's rows by image, in its order."""
+        lines = self.result("catalog.tsv").decode("utf-8").splitlines()
+        return {row["image"]: row for row in csv.DictReader(lines, delimiter="\t")}
 
     def result(self, name: str) -> bytes:
         """The bytes of a published file."""

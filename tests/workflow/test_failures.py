@@ -1,6 +1,5 @@
 """What a run does when an image, a worker, Snakemake or the disk fails: nothing finished is lost or done twice."""
 
-import csv
 import os
 import shutil
 import signal
@@ -13,12 +12,6 @@ import psutil
 import pytest
 
 from support.workspace import Workspace, write_series, write_slide
-
-
-def catalog(work: Workspace) -> dict[str, dict[str, str]]:
-    """The catalog's rows by image."""
-    with (work.folder / "results" / "catalog.tsv").open() as file:
-        return {row["image"]: row for row in csv.DictReader(file, delimiter="\t")}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -62,7 +55,7 @@ def test_a_broken_slide_and_a_broken_series_are_rows_and_the_rest_goes_on(empty:
         path.write_bytes(path.read_bytes()[:-300])
     write_series(raw / "ct/short", 10, slices=3)
     empty.run()
-    found = catalog(empty)
+    found = empty.catalog()
     assert {image for image, row in found.items() if row["status"] == "failed"} == {
         "slides/cut.tiff",
         "slides/page.svs",
@@ -81,14 +74,14 @@ def test_an_image_that_is_mended_is_read_and_one_that_only_failed_waits_for_retr
     write_slide(raw / "good.tiff", 1)
     (raw / "bad.tiff").write_bytes(b"broken")
     empty.run()
-    assert catalog(empty)["bad.tiff"]["status"] == "failed"
+    assert empty.catalog()["bad.tiff"]["status"] == "failed"
     assert "Nothing to be done" in empty.run()
     assert "1 images will be tried again" in empty.pipeline("retry", "bad.tiff")
     stores = empty.stores()
     assert empty.jobs()["tile"] == 1
     write_slide(raw / "bad.tiff", 2)
     empty.run()
-    assert catalog(empty)["bad.tiff"]["status"] == "done"
+    assert empty.catalog()["bad.tiff"]["status"] == "done"
     assert stores.items() <= empty.stores().items()
 
 
@@ -101,7 +94,7 @@ def test_too_many_failures_stop_before_training_and_the_catalog_says_why(empty: 
     text = empty.run(fails=True)
     assert "series: 1 of 8 labelled images failed, more than max_failed 0.1 allows (first: ct/1: 2 slices" in text
     assert "Traceback" not in text
-    assert catalog(empty)["ct/1"]["status"] == "failed"
+    assert empty.catalog()["ct/1"]["status"] == "failed"
     assert not (empty.folder / "results/train").exists()
     empty.configure(max_failed=0.2)
     empty.run()
@@ -188,9 +181,9 @@ def test_a_dry_run_with_a_new_slide_leaves_the_run_that_is_going_alone(empty: Wo
     assert empty.jobs("--nolock")["tile"] >= 1
     out, _ = run.communicate(timeout=300)
     assert run.returncode == 0, out.decode()
-    assert len(catalog(empty)) == 40  # the run that was going does not know the new slide
+    assert len(empty.catalog()) == 40  # the run that was going does not know the new slide
     empty.run()
-    assert catalog(empty)["new.tiff"]["status"] == "done"
+    assert empty.catalog()["new.tiff"]["status"] == "done"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a full disk is a small one that only root can mount")
@@ -212,7 +205,7 @@ def test_a_full_disk_fails_the_job_and_no_image(empty: Workspace) -> None:
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         empty.run()
         assert finished.items() <= rows(empty, "tile").items()
-        assert {row["status"] for row in catalog(empty).values()} == {"done"}
+        assert {row["status"] for row in empty.catalog().values()} == {"done"}
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
@@ -235,10 +228,10 @@ def test_a_file_that_still_changes_waits_for_the_next_run(empty: Workspace) -> N
     empty.configure(settle_seconds=3600)
     text = empty.run()
     assert "1 images changed too recently or are not all there: they wait for the next run" in text
-    assert catalog(empty)["a"]["status"] == "waiting"
+    assert empty.catalog()["a"]["status"] == "waiting"
     empty.configure()
     empty.run()
-    assert catalog(empty)["a"]["status"] == "done"
+    assert empty.catalog()["a"]["status"] == "done"
 
 
 def test_gc_removes_what_no_plan_names_and_nothing_else(work: Workspace) -> None:

@@ -1,6 +1,5 @@
 """A user's own mask, drawn in QuPath: honoured by every run, and a change of it changes its slide alone."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -16,8 +15,7 @@ def rectangle(right: int, low: int) -> str:
 
 def instances(work: Workspace) -> list[str]:
     """Tiles of each image, in the catalog's order."""
-    with (work.folder / "results" / "catalog.tsv").open(encoding="utf-8", newline="") as file:
-        return [row["instances"] for row in csv.DictReader(file, delimiter="\t")]
+    return [row["instances"] for row in work.catalog().values()]
 
 
 @pytest.mark.parametrize("ids", ["path", "hashed"])
@@ -45,6 +43,12 @@ def test_what_was_found_can_be_edited(empty: Workspace) -> None:
     empty.run()
     found = instances(empty)
     text = empty.pipeline("outline", "a.tiff")
+    empty.configure(slide__tissue={"method": "none"})
+    empty.run()
+    assert empty.pipeline("outline", "a.tiff") != text
+    empty.configure()  # set back: the older store again
+    empty.run()
+    assert empty.pipeline("outline", "a.tiff") == text
     (piece,) = json.loads(text)["features"]
     assert piece["properties"]["classification"]["name"] == "Tissue"
     (raw / "a.tiff.geojson").write_text(text)
@@ -61,7 +65,6 @@ def test_a_mask_that_cannot_be_read_fails_its_slide_alone(empty: Workspace) -> N
         write_slide(raw / f"{number}.tiff", number)
     (raw / "0.geojson").write_text("{")
     empty.run()
-    with (empty.folder / "results" / "catalog.tsv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = list(empty.catalog().values())
     assert [row["status"] for row in rows] == ["failed", "done"]
     assert rows[0]["reason"].startswith("the annotation")

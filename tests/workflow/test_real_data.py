@@ -78,12 +78,6 @@ def real(shared_data: Path, repository: Path, tmp_path_factory: pytest.TempPathF
     return work
 
 
-def catalog(work: Workspace) -> dict[str, dict[str, str]]:
-    """The catalog's rows by image."""
-    with (work.folder / "results" / "catalog.tsv").open() as file:
-        return {row["image"]: row for row in csv.DictReader(file, delimiter="\t")}
-
-
 def store(work: Workspace, image: str, stage: str) -> zarr.Group:
     """The one store of an image."""
     (path,) = (work.folder / "results" / stage).glob(f"*/{image}/*.zarr")
@@ -91,7 +85,7 @@ def store(work: Workspace, image: str, stage: str) -> zarr.Group:
 
 
 def test_every_image_is_there_under_its_path(real: Workspace) -> None:
-    rows = catalog(real)
+    rows = real.catalog()
     dicom = [image for image in rows if image.startswith("slides/dicom/")]
     assert len(dicom) == 1  # four files, one slide
     assert set(rows) - {image for image in rows if image.startswith("copies/")} == {
@@ -108,7 +102,7 @@ def test_every_image_is_there_under_its_path(real: Workspace) -> None:
 
 
 def test_the_same_slide_as_svs_and_as_dicom_has_the_same_extent(real: Workspace) -> None:
-    (dicom,) = [image for image in catalog(real) if image.startswith("slides/dicom/")]
+    (dicom,) = [image for image in real.catalog() if image.startswith("slides/dicom/")]
     # Halved in the decoder, 0.499 µm are 0.998, which is near enough to 1; what OpenSlide reads is resampled to 1.
     for image, mpp in (("slides/CMU-1-Small-Region.svs", 0.998), (dicom, 1.0)):
         found = store(real, image, "tile")
@@ -127,7 +121,7 @@ def test_series_have_their_slices_in_order_and_their_window_means(
 ) -> None:
     found = store(real, f"ct/{name}", "tile")
     volume = np.asarray(found["hu"]).astype(np.float64)
-    assert len(volume) == SLICES[name] == int(catalog(real)[f"ct/{name}"]["instances"])
+    assert len(volume) == SLICES[name] == int(real.catalog()[f"ct/{name}"]["instances"])
     z = found.attrs["properties"]["z_mm"]
     assert z == sorted(z)
     means = [np.clip((volume - (c - w / 2)) / w, 0, 1).mean() for c, w in WINDOWS]
@@ -158,7 +152,7 @@ def test_an_implausible_mpp_asks_for_the_true_one(real: Workspace, tmp_path: Pat
     shutil.copy(real.folder / "data/raw/slides/CropBreastSlide.tiff", work.folder / "data/raw")
     work.configure()
     work.run()
-    row = catalog(work)["CropBreastSlide.tiff"]
+    row = work.catalog()["CropBreastSlide.tiff"]
     assert row["status"] == "failed"
     assert "mpp 264.583 is implausible" in row["reason"]
     assert "`mpp` column of labels.csv" in row["reason"]

@@ -10,18 +10,12 @@ import pytest
 from support.workspace import Workspace, write_series, write_slide
 
 
-def row(work: Workspace, image: str) -> dict[str, str]:
-    """The catalog's row of an image."""
-    with (work.folder / "results" / "catalog.tsv").open() as file:
-        return next(found for found in csv.DictReader(file, delimiter="\t") if found["image"] == image)
-
-
 def test_a_run_makes_everything_that_it_promises(finished: Workspace) -> None:
     results = finished.folder / "results"
     for name in ("catalog.tsv", "metrics.csv", "predictions.csv", "splits.csv", "report.html", "test_uses.tsv"):
         assert (results / name).stat().st_size > 0
-    assert row(finished, "slides/0.tiff")["status"] == "done"
-    assert row(finished, "ct/6")["instances"] == "10"
+    assert finished.catalog()["slides/0.tiff"]["status"] == "done"
+    assert finished.catalog()["ct/6"]["instances"] == "10"
     # 3 folds, each opened once, and a header
     assert len((results / "test_uses.tsv").read_text().splitlines()) == 1 + 3
 
@@ -69,7 +63,7 @@ def test_an_image_that_gets_a_label_is_not_read_again(work: Workspace) -> None:
         file.write("ct/6,Q6,normal\n")
     work.run()
     assert work.stores() == stores
-    assert row(work, "ct/6")["label"] == "normal"
+    assert work.catalog()["ct/6"]["label"] == "normal"
     rows = list(csv.DictReader(work.result("predictions.csv").decode().splitlines()))
     assert {row["of"] for row in rows if row["bag"] == "ct/6"} == {"test"}
 
