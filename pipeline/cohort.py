@@ -12,7 +12,7 @@ from pipeline.errors import CohortError
 from pipeline.raw import DICOM_SUFFIXES, SLIDE_SUFFIXES
 
 MPP_POLICIES = ("require", "override", "assume")
-COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "mpp_policy", "label"])
+COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "mpp_policy", "series", "label"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class Row:
     mpp: float | None
     mpp_policy: str = ""
     """One of `MPP_POLICIES`; empty: the cohort's, or `override` where an mpp is stated."""
+    series: str = ""
+    """SeriesNumber or SeriesInstanceUID of the series to read of several in a folder; empty: the settings choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,9 @@ class Cohort:
 def read_labels(path: Path) -> list[Row]:
     """The rows of a table of labels; none when there is no table.
 
-    The columns are `image`, `patient`, `label` and optionally `case`, `exclude`, `site`, `mpp`, `mpp_policy`; or CLAM's
-    `case_id` (the patient) and `slide_id` (the file's name without suffix). Other columns are left alone.
+    The columns are `image`, `patient`, `label` and optionally `case`, `exclude`, `site`, `mpp`, `mpp_policy`,
+    `series`; or CLAM's `case_id` (the patient) and `slide_id` (the file's name without suffix). Other columns are left
+    alone.
 
     Raises:
         CohortError: naming the line, what was found and what to do.
@@ -124,6 +127,7 @@ def _row(path: Path, number: int, cells: dict[str, str], by_stem: bool) -> Row:
         site=cells.get("site", ""),
         mpp=mpp,
         mpp_policy=policy,
+        series=cells.get("series", ""),
     )
 
 

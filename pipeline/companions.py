@@ -5,6 +5,7 @@ Standard library only: runs in Snakemake's own process, every time.
 
 import os
 import re
+import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -39,7 +40,21 @@ def content(path: Path) -> Content:
         return "dicom slide" if at >= 0 and head[at + 8 : at + 8 + length].rstrip(b"\0 ") == WSI_CLASS else "dicom"
     if head.startswith(SLIDE_HEADS):
         return "slide"
+    if _is_bare_dicom(head):
+        return "dicom"
     return "picture" if head.startswith(PICTURE_HEADS) else ""
+
+
+def _is_bare_dicom(head: bytes) -> bool:
+    """Whether a file begins with an element of group 2 or 8, as DICOM files without their 132 first bytes do."""
+    if len(head) < 8:
+        return False
+    for order in ("<", ">"):
+        group, element = struct.unpack(order + "HH", head[:4])
+        if group in (2, 8) and element < 0x100:
+            explicit = head[4:6] in (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM", b"SH", b"LO", b"ST", b"PN")
+            return explicit or struct.unpack(order + "I", head[4:8])[0] <= 256
+    return False
 
 
 def dicom_series(path: Path) -> str:

@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import ConfigError
 from pipeline.presets import with_preset
+from pipeline.windows import NAMED, resolve
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -22,7 +23,13 @@ def _all_different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-Window = tuple[float, Annotated[float, Field(gt=0)]]
+Window = Annotated[
+    tuple[float, float],
+    BeforeValidator(resolve, json_schema_input_type=str | tuple[float, float]),
+]
+Preference = Literal[
+    "original", "no_contrast", "contrast", "soft_kernel", "sharp_kernel", "thickness", "most_slices", "lowest_number"
+]
 
 
 class Settings(BaseModel):
@@ -178,16 +185,59 @@ class SlideSettings(ModalitySettings):
 
 
 class SeriesSettings(ModalitySettings):
-    """How CT DICOM series are read, and through which windows they are shown."""
+    """How CT DICOM series are chosen and read, and through which windows they are shown."""
 
     kind: Literal["series"] = Field("series", description="Fixed.")
-    windows: tuple[Window, Window, Window] = Field(
-        ((40, 80), (80, 200), (40, 380)),
-        description="Three HU windows (centre, width) that become the three channels: brain, subdural, soft tissue.",
+    windows: tuple[Window, ...] = Field(
+        (NAMED["brain"], NAMED["subdural"], NAMED["soft_tissue"]),
+        description="HU windows, each a name (" + ", ".join(NAMED) + ") or [centre, width]: three for `windows` in "
+        "`channels`, one for `neighbours`.",
+    )
+    channels: Literal["windows", "neighbours"] = Field(
+        "windows",
+        description="The three channels of a slice: itself through three windows; or the slice before, itself and the "
+        "slice behind through one.",
     )
     min_slices: int = Field(10, ge=1, description="A series with fewer slices is refused.")
+    prefer: Annotated[tuple[Preference, ...], AfterValidator(_all_different)] = Field(
+        ("original", "no_contrast", "soft_kernel", "thickness", "most_slices", "lowest_number"),
+        description="Which of several good series in a folder is read, the first that tells them apart deciding: "
+        "original, no_contrast, contrast, soft_kernel, sharp_kernel, thickness, most_slices, lowest_number. The "
+        "column `series` of the labels overrides it.",
+    )
+    thickness_mm: float = Field(5.0, ge=0, description="Slice thickness that `thickness` comes near; 0: the thinnest.")
+    max_oblique_deg: float = Field(35.0, ge=0, le=90, description="Planes further from axial are left out; degrees.")
+    order: Literal["position", "instance_number"] = Field(
+        "position",
+        description="What puts slices in order; instance_number also takes series that state no positions.",
+    )
+    repeats: Literal["refuse", "first", "last"] = Field(
+        "refuse", description="Which volume is read of a series that holds several of one place, such as phases."
+    )
+    missing_slices: Literal["note", "refuse"] = Field(
+        "note", description="What becomes of a series in which slices are missing."
+    )
+    hu_check: Literal["refuse", "note"] = Field(
+        "refuse",
+        description="What becomes of a series that does not look like HU: 5 % air and 1.5 % tissue, or less.",
+    )
+    burned_in: Literal["refuse", "allow"] = Field(
+        "refuse", description="What becomes of a series whose header says that text is burned into its pixels."
+    )
+    field_mm: float = Field(
+        0.0, ge=0, description="Slices are cropped or padded with air to a square of this side; mm, 0: left whole."
+    )
     images_per_shard: int = Field(1024, ge=1, description="Series that one job maps over, about.")
     max_unreadable: float = Field(0.0, ge=0, le=1, description="A series fails when more of its slices cannot be read.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        needed = {"windows": 3, "neighbours": 1}[self.channels]
+        if len(self.windows) != needed:
+            raise ValueError(
+                f"windows: {len(self.windows)} are named and channels: {self.channels} needs {needed}: name {needed}"
+            )
+        return self
 
 
 class SplitSettings(Settings):

@@ -148,8 +148,9 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
         name = names.image(image)
         entry: dict[str, Any] = {"id": name, "kind": kind, "identity": image.identity}
         if row:
-            stated = {"mpp": row.mpp, "mpp_policy": row.mpp_policy}
-            entry.update({name: value for name, value in stated.items() if value})
+            series = digest(row.series, 16) if row.series else ""
+            stated = {"mpp": row.mpp, "mpp_policy": row.mpp_policy, "series": series}
+            entry["stated"] = {name: value for name, value in stated.items() if value}
         if len(image.files) > 1:
             entry["files"] = names.files(image)
         shard = int(sha256(name.encode()).hexdigest(), 16) % shards
@@ -168,7 +169,7 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
 
 def tile_settings(config: Config, kind: Kind) -> dict[str, Any]:
     """What decides a tile store: the section without what `embed` alone reads, and what a segmenter's file is now."""
-    later = {"backbone", "images_per_shard", "windows", "max_unreadable"}
+    later = {"backbone", "images_per_shard", "windows", "channels", "max_unreadable"}
     settings = config.modality(kind).model_dump(mode="json", exclude=later)
     if kind == "slide":
         settings["content_hash"] = config.content_hash

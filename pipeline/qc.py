@@ -190,18 +190,18 @@ def _png(picture: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def small_jpeg(picture: bytes) -> bytes:
-    """A picture file, shrunk to at most SMALL pixels and about SMALL_BYTES: a JPEG file.
+def small_jpeg(picture: bytes, longest: int = SMALL, most_bytes: int = SMALL_BYTES) -> bytes:
+    """A picture file, shrunk to at most `longest` pixels and about `most_bytes`: a JPEG file.
 
     Raises:
         OSError: the file holds no picture.
     """
     with Image.open(BytesIO(picture)) as image:
         small = image.convert("RGB")
-    small.thumbnail((SMALL, SMALL))
+    small.thumbnail((longest, longest))
     for quality in (85, 70, 50, 30):
         file = BytesIO()
         small.save(file, format="JPEG", quality=quality, optimize=True)
-        if file.tell() <= SMALL_BYTES:
+        if file.tell() <= most_bytes:
             break
     return file.getvalue()

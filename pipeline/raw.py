@@ -190,7 +190,9 @@ def _scan_folder(
     strangers = [file for file in (*strangers, *rest) if file.name not in taken]
     ignored += [Ignored(below + file.name, "is no slide and no DICOM file") for file in strangers]
     if series and not below:
-        ignored += [Ignored(f.name, "is a DICOM file outside of any folder: give each series its own") for f in series]
+        more = f" and {len(series) - 1} more" if len(series) > 1 else ""
+        reason = "is a DICOM file outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
+        ignored.append(Ignored(series[0].name + more, reason))
     elif series:
         changed, size = max(file.changed_ns for file in series), sum(file.size for file in series)
         images.append(RawImage(below[:-1], "series", identity(series), changed, (), size))

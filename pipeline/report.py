@@ -33,7 +33,9 @@ MPP_SOURCES = {
     "config": "stated in the settings (slide.native_mpp)",
     "objective": "derived from the power of the objective",
 }
-MOST_PREDICTIONS, MOST_IGNORED, MOST_TEST_USES, MOST_GLANCES = 200, 50, 50, 60
+MOST_PREDICTIONS, MOST_IGNORED, MOST_TEST_USES, MOST_ODD = 200, 50, 50, 200
+GLANCES = {"slide": (60, 180, 12_000), "series": (12, 820, 90_000)}
+"""Of each modality: pictures on the page, their longest side in pixels and about their bytes; it goes by e-mail."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ class Modality:
     pictures: Sequence[Row] = ()
     """`png` (bytes), `bag`, `head`, `fold`, `label`, `predicted` (a class), `probability` (of that class)."""
     glances: Sequence[Row] = ()
-    """`jpeg` (bytes) of the choice of tiles, `image`, `status`, `tiles`, `removed` (text: tiles by what removed them).
-    At most MOST_GLANCES, for the page goes by e-mail; `glances_left_out` more are in files, `glances_gone` in none."""
+    """`jpeg` (bytes) of the choice of tiles, or of slices in their windows, `image`, `status`, `tiles`, `removed`
+    (text: tiles by what removed them). As many as GLANCES says; `glances_left_out` more are in files, `glances_gone` in
+    none."""
     glances_left_out: int = 0
     glances_gone: int = 0
 
@@ -107,6 +110,7 @@ def render(report: Report) -> str:
         sections=[_section(modality) for modality in report.modalities],
         absent=_absent(report),
         odd=_odd(report),
+        most_odd=MOST_ODD,
         ignored=report.ignored[:MOST_IGNORED],
         test_uses=report.test_uses[-MOST_TEST_USES:],
     )

@@ -16,12 +16,12 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("__main__",),
     ("cli",),
     ("runners.*",),
-    ("report", "figures", "training", "evaluation", "explain", "intervals", "qc", "synthetic.*"),
-    ("tiling", "embedding", "bags", "splits", "heads.*"),
+    ("report", "figures", "training", "evaluation", "explain", "intervals", "qc", "contact_sheet", "synthetic.*"),
+    ("tiling", "embedding", "bags", "splits", "heads.*", "dicom_sort", "dicom_table"),
     ("images.*", "shards", "backbone", "quality"),
     ("plan", "names", "cohort", "raw", "companions", "store", "versions"),
     ("config", "presets"),
-    ("errors", "geometry"),
+    ("errors", "geometry", "windows"),
 )
 """A module imports from lines below its own only. `x.*` is the package x and all modules in it."""
 
@@ -37,13 +37,15 @@ SAME_LINE: dict[str, set[str]] = {
     "runners.tools": {"runners.job", "runners.tables"},
     # The report draws its curves.
     "report": {"figures"},
+    "dicom_sort": {"dicom_table"},
+    "contact_sheet": {"qc"},
     "evaluation": {"intervals"},
     "synthetic.*": {"synthetic.*"},
     # Heads know what all heads share; the list of heads knows the heads.
     "heads": {"heads.*"},
     "heads.*": {"heads.base"},
-    # `open_image` chooses the reader; a reader knows the protocol; the series has a module for its DICOM.
-    "images": {"images.slide", "images.series"},
+    # `open_image` chooses the reader; a reader knows the protocol.
+    "images": {"images.slide", "images.series", "images.selection"},
     "images.slide": {"images", "images.*"},
     "images.tissue": {"images.segmenter"},
     "images.pyramid": {"images.content"},
@@ -51,7 +53,27 @@ SAME_LINE: dict[str, set[str]] = {
     "images.jpeg_levels": {"images.jpeg_tiles", "images.pyramid"},
     "images.colour": {"images.pyramid"},
     "images.sampling": {"images.view"},
-    "images.series": {"images", "images.dicom"},
+    # A series: its files, what is none of it, the choice, the order, the values, and the volume they make.
+    "images.dicom_file": {"images.elements"},
+    "images.exclusions": {"images.dicom_file", "images.elements"},
+    "images.dicom": {"images.dicom_file", "images.elements", "images.exclusions"},
+    "images.selection": {"images.dicom", "images.elements"},
+    "images.stacking": {"images.dicom", "images.gaps"},
+    "images.decoding": {"images.dicom", "images.dicom_file", "images.elements"},
+    "images.hounsfield": {"images.dicom"},
+    "images.repeats": {"images.decoding", "images.dicom", "images.elements", "images.stacking"},
+    "images.record": {"images.decoding", "images.dicom", "images.stacking"},
+    "images.volume": {
+        "images.decoding",
+        "images.dicom",
+        "images.elements",
+        "images.hounsfield",
+        "images.record",
+        "images.repeats",
+        "images.selection",
+        "images.stacking",
+    },
+    "images.series": {"images", "images.hounsfield", "images.volume"},
     # The plan is made of what is there, what it is called and what it is labelled.
     "plan": {"raw", "cohort", "names", "store", "versions"},
     "names": {"raw", "cohort", "store"},
@@ -87,6 +109,7 @@ LIGHT = (
     "versions",
     "config",
     "presets",
+    "windows",
     "errors",
 )
 """Imported before anybody knows whether there is work: nothing heavy while they are imported."""

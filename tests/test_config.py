@@ -120,8 +120,16 @@ def test_an_unknown_key_is_refused_by_name(values: dict[str, Any], key: str) -> 
         ({"slide": {"mpp": "half"}}, 'slide.mpp: found "half": Input should be a valid number'),
         ({"slide": {"mpp": float("nan")}}, "slide.mpp: found NaN"),
         ({"split": {"folds": 2}}, "split.folds: found 2: Input should be greater than or equal to 3"),
-        ({"series": {"windows": [[40, 80], [80, 200]]}}, "series.windows.2: found"),
-        ({"series": {"windows": [[40, 80], [80, 200], [40, 0]]}}, "series.windows.2.1: found 0: "),
+        ({"series": {"windows": [[40, 80], [80, 200]]}}, "2 are named and channels: windows needs 3: name 3"),
+        (
+            {"series": {"windows": [[40, 80], [80, 200], [40, 0]]}},
+            "series.windows.2: found [40, 0]: Value error, a window of width 0: use a width above 0 HU",
+        ),
+        (
+            {"series": {"windows": ["brain", "subdural", "skull"]}},
+            'series.windows.2: found "skull": Value error, no window is called `skull`: use one of',
+        ),
+        ({"series": {"channels": "neighbours"}}, "3 are named and channels: neighbours needs 1: name 1"),
         ({"heads": {}}, "heads: found {}: "),
         ({"heads": {"My Head": {}}}, "heads.My Head.[key]: found"),
         ({"heads": {"clam": {"method": "clam"}}}, "heads.clam.method: found \"clam\": Input should be 'mean'"),

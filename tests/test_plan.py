@@ -251,6 +251,9 @@ def both(stages: set[str], tables: set[str]) -> dict[str, set[str]]:
         ("slide__backbone__batch", 16, {"slide": FROM_EMBED, "all": TABLES}),
         ("slide__max_unreadable", 0.2, {"slide": FROM_EMBED, "all": TABLES}),
         ("series__windows", [[40, 80], [80, 200], [600, 2800]], {"series": FROM_EMBED, "all": TABLES}),
+        ("series__windows", ["bone", "lung", "stroke"], {"series": FROM_EMBED, "all": TABLES}),
+        ("series__windows", ["brain", [80, 200], "soft_tissue"], {}),  # the same by other names
+        ("series__hu_check", "note", {"series": FROM_TILE, "all": TABLES}),
         ("max_failed", 0.5, both(LEARNING, {"report"})),
         ("split__seed", 1, both(AFTER_GATE, {"report"})),
         ("training__epochs", 3, both(AFTER_SPLIT, {"report"})),
@@ -434,9 +437,7 @@ def test_a_plain_image_is_a_slide_when_its_resolution_is_stated_and_else_ignored
     plan = build(config())
     assert [item.path for item in plan.ignored] == ["slides/0.png"]
     (entry,) = (e for job in plan.jobs if job.stage == "tile" for e in job.slice["images"] if e["id"] == "slides/9.png")
-    assert {name: entry[name] for name in ("kind", "mpp", "mpp_policy")} == {
-        "kind": "slide", "mpp": 0.5, "mpp_policy": "assume",
-    }  # fmt: skip
+    assert (entry["kind"], entry["stated"]) == ("slide", {"mpp": 0.5, "mpp_policy": "assume"})
     assert build(config(slide={"mpp_policy": "override", "native_mpp": 0.5})).ignored == []
 
 

@@ -183,9 +183,13 @@ def test_an_unreadable_mirax_folder_does_not_stop_the_scan(tmp_path: Path, monke
 
 
 def test_loose_ct_files_in_raw_itself_are_ignored_with_the_reason(tmp_path: Path) -> None:
+    reason = "is a DICOM file outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
     put_dicom(tmp_path / "0.dcm", CT, "1.1")
     assert found(tmp_path) == []
-    assert ignored(tmp_path) == {"0.dcm": "is a DICOM file outside of any folder: give each series its own"}
+    assert ignored(tmp_path) == {"0.dcm": reason}
+    for number in range(1, 12):
+        put_dicom(tmp_path / f"{number}.dcm", CT, "1.1")
+    assert ignored(tmp_path) == {"0.dcm and 11 more": reason}  # an archive has a million of them
 
 
 def test_what_lies_beside_ct_files_is_no_part_of_the_series(tmp_path: Path) -> None:

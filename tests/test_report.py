@@ -284,7 +284,7 @@ def test_a_glance_says_image_tiles_status_and_what_was_removed() -> None:
 
 def test_pictures_that_are_not_shown_are_counted_and_the_page_says_where_they_are() -> None:
     text = section_of(render(report(learnt(glances_left_out=140, glances_gone=2))), "glances").text
-    assert "Shown: 1, first those of images listed under resolution ; 140 more are in their files." in text
+    assert "Shown: 1, first those of images listed under resolution and notes ; 140 more are in their files." in text
     assert "2 could not be shown: their files are gone." in text
     assert "PNG files below results/tile, named in the column picture of catalog.tsv" in text
 
@@ -335,7 +335,7 @@ def test_sixty_pictures_are_read_odd_images_first_and_lost_ones_are_counted(tmp_
     rows[1] |= {"picture": str(tmp_path / "gone.png")}
     rows[2] |= {"picture": str(damaged)}
     rows[3] |= {"picture": ""}
-    found = glances_of(rows)
+    found = glances_of("slide", rows)
     names = [glance["image"] for glance in found["glances"]]
     assert names[:4] == ["i066", "i068", "i000", "i004"] and names[-1] == "i060" and len(names) == 60
     assert (found["glances_gone"], found["glances_left_out"]) == (2, 7)

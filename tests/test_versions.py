@@ -142,7 +142,7 @@ TOLERANCE = {"embed": 1e-3}
 
 GOLDEN: dict[str, tuple[int, Values]] = {
     "tile": (
-        2,
+        3,
         [
             "36 origins be1e6b93aa0dc26e",
             "thumbnail e04e4c073d843b8b",

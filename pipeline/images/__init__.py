@@ -4,6 +4,8 @@ Axis order, said once: tuples are x first, (x, y) or (x, y, z); arrays are (heig
 After `open_image` everything is pixels at the resolution the settings asked for.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +16,21 @@ from pipeline.config import QualitySettings, SeriesSettings, SlideSettings
 
 READ_OK, READ_FAILED = 0, 1
 """Status of one tile: its pixels are there, or could not be decoded (its pixels are then white or black filler)."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What the labels say about one image; its fields are what a plan's slice has under `stated`."""
+
+    mpp: float | None = None
+    """The user's own µm per pixel of a slide at its finest level."""
+    mpp_policy: str = ""
+    """What that is for, in place of the settings' own `mpp_policy`."""
+    series: str = ""
+    """Digest of the SeriesNumber or SeriesInstanceUID of the series to read of a folder that holds several."""
+
+
+UNSTATED = Stated()
 
 
 class Image(Protocol):
@@ -29,6 +46,8 @@ class Image(Protocol):
     tile_stride: tuple[int, ...]
     pads: bool
     """Whether tiles that reach over the far edge count."""
+    channels: tuple[str, ...]
+    """What each channel shows, in words; a single one: all three show it, of this slice and of its neighbours."""
     min_foreground: float
     quality: QualitySettings
     """Filters on the pixels of its tiles."""
@@ -73,16 +92,25 @@ class Image(Protocol):
         ...
 
 
-def open_image(
-    path: Path, settings: SlideSettings | SeriesSettings, mpp: float | None = None, mpp_policy: str = ""
-) -> Image:
+def refuse_early(files: Sequence[Path], settings: SlideSettings | SeriesSettings) -> None:
+    """Refuse what a look shows to be no image, before its bytes are hashed: a folder that holds a whole archive.
+
+    Raises:
+        ImageError: it is.
+    """
+    if isinstance(settings, SeriesSettings):
+        from pipeline.images.selection import refuse_dump
+
+        refuse_dump(files)
+
+
+def open_image(path: Path, settings: SlideSettings | SeriesSettings, stated: Stated = UNSTATED) -> Image:
     """Open a slide file or a folder of DICOM files with the reader its settings are for.
 
     Args:
         path: a slide's first file, or a folder of CT DICOM files.
         settings: the modality's section of the config.
-        mpp: the user's own µm per pixel of this slide at its finest level.
-        mpp_policy: what that is for, in place of the settings' own `mpp_policy`.
+        stated: what the labels say about it.
 
     Raises:
         ImageError: the content cannot be used; the message says what was found and what to do, and names no path.
@@ -91,11 +119,11 @@ def open_image(
         case SlideSettings():
             from pipeline.images.slide import Slide
 
-            return Slide(path, settings, mpp, mpp_policy)
+            return Slide(path, settings, stated.mpp, stated.mpp_policy)
         case SeriesSettings():
             from pipeline.images.series import Series
 
-            return Series.from_dicom(path, settings)
+            return Series.from_dicom(path, settings, stated.series)
 
 
 def reopen_image(
@@ -103,8 +131,7 @@ def reopen_image(
     settings: SlideSettings | SeriesSettings,
     arrays: dict[str, NDArray[Any]],
     properties: dict[str, Any],
-    mpp: float | None = None,
-    mpp_policy: str = "",
+    stated: Stated = UNSTATED,
 ) -> Image:
     """Open an image that `tile` has seen: a slide from its raw file, a series from the arrays its store keeps.
 
@@ -112,7 +139,7 @@ def reopen_image(
     """
     match settings:
         case SlideSettings():
-            return open_image(path, settings, mpp, mpp_policy)
+            return open_image(path, settings, stated)
         case SeriesSettings():
             from pipeline.images.series import Series
 

@@ -1,4 +1,4 @@
-"""A CT series: a volume in Hounsfield units (HU), shown through three windows as three channels."""
+"""A CT series: a volume in Hounsfield units (HU), shown through windows as three channels."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -7,10 +7,12 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings, SeriesSettings, Window
-from pipeline.errors import ImageError
+from pipeline.config import QualitySettings, SeriesSettings
 from pipeline.images import READ_OK
-from pipeline.images.dicom import AIR, HIGHEST, choose_series, quiet_pydicom, read_headers, read_volume, stack
+from pipeline.images.hounsfield import AIR
+from pipeline.images.volume import read_volume
+from pipeline.raw import series_files
+from pipeline.windows import describe, neighbours, window_table
 
 
 class Series:
@@ -28,45 +30,28 @@ class Series:
         self.tile_size: tuple[int, ...] = (columns, rows, 1)
         self.tile_stride: tuple[int, ...] = (columns, rows, 1)
         self.pads = False
+        self.channels: tuple[str, ...] = tuple(describe(shown) for shown in settings.windows)
         self.min_foreground = 0.0
         self.quality = QualitySettings()
         self.properties = properties
         self._volume = volume
         self._table = window_table(settings.windows)
+        self._neighbours = neighbours(properties["z_mm"]) if settings.channels == "neighbours" else None
 
     @classmethod
-    def from_dicom(cls, folder: Path, settings: SeriesSettings) -> Self:
-        """Read the CT series with the most slices among the files of a folder; subfolders are not searched.
+    def from_dicom(cls, folder: Path, settings: SeriesSettings, wanted: str = "") -> Self:
+        """Read the CT series that the settings prefer among the files of a folder; subfolders are not searched.
+
+        Args:
+            folder: of DICOM files, and of others that are left out.
+            settings: the series section of the config.
+            wanted: digest of the SeriesNumber or SeriesInstanceUID to read; empty: the settings choose.
 
         Raises:
             ImageError: there is no CT series, or not one only, or its slices cannot be read or do not fit together.
         """
-        with quiet_pydicom() as caught:
-            headers, excluded = read_headers(folder)
-            chosen = choose_series(headers, excluded)
-            positions, normal = stack(chosen)
-            if len(positions) < settings.min_slices:
-                raise ImageError(
-                    f"{len(positions)} slices, fewer than min_slices {settings.min_slices}: "
-                    "lower series.min_slices, or leave this series out"
-                )
-            volume = read_volume(list(positions.values()))
-        z = list(positions)
-        travel = np.subtract(positions[z[-1]][0].position, positions[z[0]][0].position)
-        cosine = float(travel @ normal / np.linalg.norm(travel)) if len(z) > 1 else 1.0
-        unstated = any(header.unit == "US" for header in chosen)
-        properties: dict[str, Any] = {
-            "z_mm": [round(value, 4) for value in z],
-            "spacing": list(chosen[0].spacing),
-            "thickness": sorted({value for header in chosen for value in header.thickness}),
-            "tilt_deg": round(float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))), 2),
-            "n_files": len(chosen) + excluded.total(),
-            "excluded": dict(sorted(excluded.items())),
-            "duplicates": len(chosen) - len(z),
-            "transfer_syntax": ", ".join(sorted({header.syntax.name for header in chosen})),
-            "warnings": len(caught),
-            "notes": ["rescale type US: the unit of its values is not stated, taken as HU"] if unstated else [],
-        }
+        # Those that the image's identity and hash cover, and no other.
+        volume, properties = read_volume(series_files(folder), settings, wanted)
         return cls(volume, settings, properties)
 
     def foreground(self, origins: NDArray[np.int32], size: tuple[int, ...]) -> NDArray[np.float32]:
@@ -80,12 +65,20 @@ class Series:
         threads: int = 1,
         out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Pixels (tile, height, width, 3), one window per channel, and a status (tile,), always READ_OK."""
+        """Pixels (tile, height, width, 3) and a status (tile,), always READ_OK.
+
+        The channels are the slice through three windows, or the slice before, itself and the slice behind through one.
+        """
         width, height, _ = size
         pixels = np.empty((len(origins), height, width, 3), dtype=np.uint8) if out is None else out[: len(origins)]
         for tile, (x, y, z) in zip(pixels, origins.tolist(), strict=True):
-            hounsfield = self._volume[z, y : y + height, x : x + width]
-            np.take(self._table, hounsfield - AIR, axis=0, out=tile, mode="clip")  # "raise" would copy once more
+            inside = (slice(y, y + height), slice(x, x + width))
+            if self._neighbours is None:
+                # "raise" would copy once more
+                np.take(self._table, self._volume[z][inside] - AIR, axis=0, out=tile, mode="clip")
+                continue
+            for channel, number in enumerate(self._neighbours[z].tolist()):
+                tile[..., channel] = self._table[self._volume[number][inside] - AIR, 0]
         return pixels, np.full(len(origins), READ_OK, dtype=np.uint8)
 
     def reading(self) -> dict[str, object]:
@@ -102,15 +95,3 @@ class Series:
     def arrays(self) -> dict[str, NDArray[np.int16]]:
         """The HU volume (z, y, x)."""
         return {"hu": self._volume}
-
-
-def window_table(windows: tuple[Window, Window, Window]) -> NDArray[np.uint8]:
-    """What each HU from AIR to HIGHEST becomes in each channel: (4096, 3).
-
-    The plain window, DICOM's LINEAR_EXACT: 255 * clip((HU - (centre - width / 2)) / width, 0, 1), rounded half to even.
-    """
-    hounsfield = np.arange(AIR, HIGHEST + 1)[:, None]
-    centre, width = np.array(windows, dtype=np.float64).T
-    share = np.clip((hounsfield - (centre - width / 2)) / width, 0, 1)
-    table: NDArray[np.uint8] = np.rint(255 * share).astype(np.uint8)
-    return table

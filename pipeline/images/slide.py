@@ -71,6 +71,7 @@ class Slide:
         self.tile_size: tuple[int, ...] = (settings.tile, settings.tile)
         self.tile_stride: tuple[int, ...] = (settings.stride, settings.stride)
         self.pads: bool = settings.edge == "pad"
+        self.channels: tuple[str, ...] = ("red", "green", "blue")
         self.min_foreground: float = settings.tissue.min_share if settings.tissue.keep == "share" else 1.0
         self.quality: QualitySettings = settings.quality
         notes = list(resolution.notes)

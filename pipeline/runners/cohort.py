@@ -19,6 +19,18 @@ CATALOG_COLUMNS = (
 # fmt: on
 
 
+# fmt: off
+SERIES_COLUMNS = (
+    "image", "status", "reason", "notes", "n_files", "n_read", "excluded", "other_series", "duplicates",
+    "other_volumes", "n_missing", "gap_min_mm", "gap_median_mm", "gap_max_mm", "regular", "thicknesses", "spacing",
+    "tilt_deg", "tilt_tag_deg", "order_source", "transfer_syntax", "decoder", "lossy", "bits", "rescale", "padding",
+    "padding_source", "twelve_bit_fix", "twelve_bit_evidence", "air_share", "tissue_share", "tissue_median_hu",
+    "constant_slices", "series_number", "kvp", "maker", "contrast", "missing_attributes", "warnings",
+)
+# fmt: on
+"""Of results/series.tsv: how each CT series was read."""
+
+
 def catalog_rows(job: Job) -> list[Row]:
     """One row for every image of the experiment, whatever became of it."""
     labels, sites = job.slice["labels"], job.slice.get("sites", {})
@@ -46,7 +58,11 @@ def run_catalog(arguments: argparse.Namespace) -> None:
     """Write results/catalog.tsv: every image with its status and reason. Always succeeds."""
     job = Job.of(arguments)
     rows = catalog_rows(job)
-    publish(job, {"catalog.tsv": table(CATALOG_COLUMNS, rows, "\t")})
+    files = {"catalog.tsv": table(CATALOG_COLUMNS, rows, "\t")}
+    series = [{**row, **{name: _cell(value) for name, value in row.get("qc", {}).items()}} for row in rows]
+    if any(row["kind"] == "series" for row in rows):
+        files["series.tsv"] = table(SERIES_COLUMNS, [row for row in series if row["kind"] == "series"], "\t")
+    publish(job, files)
     for kind in KINDS:
         count: dict[str, int] = {}
         for row in rows:
@@ -55,6 +71,15 @@ def run_catalog(arguments: argparse.Namespace) -> None:
         if count:
             say(f"{kind}: " + ", ".join(f"{number} {status}" for status, number in sorted(count.items())))
     job.finish(images=len(rows))
+
+
+def _cell(value: object) -> object:
+    """A value of a record as a cell of a table says it: lists and counts in one line, nothing for nothing."""
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def run_gate(arguments: argparse.Namespace) -> None:

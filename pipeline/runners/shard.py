@@ -12,7 +12,7 @@ from pipeline.runners.raw_images import RawImages
 from pipeline.shards import Beat, Row, Shard, Work, map_shard
 from pipeline.store import Store, digest, file_digest, write_bytes, write_store
 
-FACTS = ("mpp", "mpp_source", "notes", "removed", "picture")
+FACTS = ("mpp", "mpp_source", "notes", "removed", "picture", "qc")
 """What `tile` found out about an image and the catalog says."""
 
 
@@ -23,16 +23,13 @@ def run_tile(arguments: argparse.Namespace) -> None:
     full_hash = settings.pop("content_hash", "full") == "full"
     model = segmenter_name(job.slice["settings"])
     folder = RESULTS / "tile" / digest([job.slice["version"], settings, full_hash, model], 8)
-    images = [
-        {**image, "made_of": [image["identity"], image.get("mpp"), image.get("mpp_policy")]}
-        for image in job.slice["images"]
-    ]
+    images = [{**image, "made_of": [image["identity"], image.get("stated")]} for image in job.slice["images"]]
     raw_images = RawImages(job)
 
     def start(beat: Beat) -> Work:
         import numpy as np
 
-        from pipeline.images import Image, open_image
+        from pipeline.images import Image, Stated, open_image, refuse_early
         from pipeline.images.content import content_hash
         from pipeline.qc import slide_picture
         from pipeline.tiling import Tiles, tile
@@ -41,12 +38,14 @@ def run_tile(arguments: argparse.Namespace) -> None:
             modality = modality_settings(entry["kind"], settings)
             raw_images.check_unchanged(entry)
             with raw_images.opened(entry) as (path, files):
+                refuse_early(files, modality)
                 content = content_hash(path, files, entry["kind"], full_hash)
-                key = digest([content, folder.name, entry.get("mpp"), entry.get("mpp_policy")])
+                stated = entry.get("stated", {})
+                key = digest([content, folder.name, stated])
                 store = folder / entry["id"] / f"{key[:8]}.zarr"
                 if store.exists():
                     return _row(store, Store(store, key).attributes)
-                image = open_image(path, modality, entry.get("mpp"), entry.get("mpp_policy", ""))
+                image = open_image(path, modality, Stated(**stated))
                 beat(0, 1)
                 tiles = tile(image, job.threads, beat)
                 arrays = {"origins": tiles.origins, **image.arrays()}
@@ -99,8 +98,9 @@ def run_embed(arguments: argparse.Namespace) -> None:
         import torch
 
         from pipeline.backbone import choose_device, load_backbone, lock_gpu
+        from pipeline.contact_sheet import contact_sheet
         from pipeline.embedding import embed
-        from pipeline.images import reopen_image
+        from pipeline.images import Stated, reopen_image
 
         torch.set_num_threads(job.threads)
         device = choose_device(job.device)
@@ -128,14 +128,8 @@ def run_embed(arguments: argparse.Namespace) -> None:
                 if not arrays:  # a slide: its pixels are in the raw file alone
                     raw_images.check_unchanged(entry)
                     path, _ = stack.enter_context(raw_images.opened(entry))
-                image = reopen_image(
-                    path,
-                    modality,
-                    arrays,
-                    source.attributes["properties"],
-                    entry.get("mpp"),
-                    entry.get("mpp_policy", ""),
-                )
+                stated = Stated(**entry.get("stated", {}))
+                image = reopen_image(path, modality, arrays, source.attributes["properties"], stated)
                 for batch, read in embed(image, origins, size, backbone, modality.max_unreadable, job.threads):
                     embeddings.append(batch)
                     status.append(read)
@@ -159,6 +153,9 @@ def run_embed(arguments: argparse.Namespace) -> None:
                 "tile_store": row["store"],
                 **image.reading(),
             }
+            if arrays:  # a series: what the backbone was shown of it is worth a look
+                attributes["picture"] = str(store.with_suffix(".jpg"))
+                write_bytes(store.with_suffix(".jpg"), contact_sheet(image, image.channels))
             readable = origins[read_ok == 0]
             write_store(store, {"embeddings": values, "origins": readable, "status": read_ok}, attributes)
             return _row(store, attributes)
@@ -221,7 +218,7 @@ def _row(store: Path, attributes: dict[str, Any]) -> Row:
 def _facts(attributes: dict[str, Any]) -> Row:
     """What `tile` found out, as FACTS names it."""
     properties = attributes.get("properties", {})
-    found = {name: properties[name] for name in ("mpp", "mpp_source") if name in properties}
+    found = {name: properties[name] for name in ("mpp", "mpp_source", "qc") if name in properties}
     found.update({name: attributes[name] for name in ("removed", "picture") if attributes.get(name)})
     if properties.get("notes"):
         found["notes"] = "; ".join(properties["notes"])

@@ -58,6 +58,8 @@ def _picture(job: Job, predicted: str, number: int, row: dict[str, Any], images:
     settings = modality_settings("series", job.slice["settings"])
     image = reopen_image(Path(), settings, {"hu": tiled.read("hu")}, tiled.attributes["properties"])
     pixels, _ = image.read(origins[top], tuple(size))
+    if len(image.channels) == 1:  # the others are the neighbours
+        pixels = np.repeat(pixels[..., 1:2], 3, axis=-1)
     z_mm = np.asarray(tiled.attributes["properties"]["z_mm"])[origins[:, 2]]
     return png_bytes(series_picture(pixels, values, top.tolist(), z_mm, len(attention)))
 
@@ -103,7 +105,7 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
     gate = next((found for found in job.upstream.get("gate", []) if found["name"] == kind), None)
     of_images = ("image", "status", "reason", "mpp", "mpp_source", "notes")
     images = [{name: row.get(name, "") for name in of_images} for row in rows]
-    glances = glances_of(rows)
+    glances = glances_of(kind, rows)
     unlabelled = sum(not row.get("label") and row["status"] == "done" for row in rows)
     if gate is None:
         counts = {"patients": 0, "bags": 0, "labelled": {}, "unlabelled": unlabelled, "mixed_patients": 0}
@@ -132,19 +134,21 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
     )
 
 
-def glances_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Small pictures of the choice of tiles, odd images first, and how many are not among them."""
+def glances_of(kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Small pictures of images of one modality, odd images first, and how many are not among them."""
     from pipeline.qc import small_jpeg
-    from pipeline.report import MOST_GLANCES, is_odd
+    from pipeline.report import GLANCES, is_odd
+
+    most, longest, most_bytes = GLANCES[kind]
 
     pictured = sorted((row for row in rows if row.get("picture")), key=lambda row: (not is_odd(row), row["image"]))
     glances: list[dict[str, Any]] = []
     gone = 0
     for row in pictured:
-        if len(glances) == MOST_GLANCES:
+        if len(glances) == most:
             break
         try:
-            jpeg = small_jpeg(Path(row["picture"]).read_bytes())
+            jpeg = small_jpeg(Path(row["picture"]).read_bytes(), longest, most_bytes)
         except OSError:  # somebody tidied up; the results are as good without
             gone += 1
             continue

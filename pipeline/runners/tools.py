@@ -190,7 +190,7 @@ def run_gc(arguments: argparse.Namespace) -> None:
     doomed += [path for path in RESULTS.rglob(".*.tmp") if path.stat().st_mtime < day]
     doomed += [path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.zarr")
                if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
-    doomed += [path for path in (RESULTS / "tile").rglob("*.png")
+    doomed += [path for pictures in ("tile/**/*.png", "embed/**/*.jpg") for path in RESULTS.glob(pictures)
                if str(path) not in kept_stores]  # fmt: skip
     doomed += [path for stage in ("train", "predict", "explain", "evaluate") for path in (RESULTS / stage).glob("*/*")
                if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip

@@ -15,7 +15,7 @@ def image(request, tmp_path, write_slide, write_slice, tissue_pixels) -> Image:
     if request.param == "series":
         for z in range(12):
             write_slice(f"{z}.dcm", z=z, value=np.arange(256).reshape(16, 16) - 20 * z)
-        return open_image(tmp_path / "series", SeriesSettings())
+        return open_image(tmp_path / "series", SeriesSettings(hu_check="note"))
     native = 0.5 if request.param == "slide" else 0.3
     path = write_slide(tissue_pixels, (native, native), levels=2)
     return open_image(path, SlideSettings(mpp=0.5, tile=64, stride=48, tissue=TissueSettings(mpp=2)))

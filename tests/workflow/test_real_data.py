@@ -19,15 +19,16 @@ SERIES = {
     "GE": "ct_series/neurolabusc__dcm_qa_ct/In/GE",
     "S2010": "ct_series/neurolabusc__dcm_qa_ct/S21570/S2010",
     "TotalSegmentator": "ct_series/wasserth__TotalSegmentator/tests/reference_files/example_ct_dicom",
-    "CTHeadAxial": "ct_series/Slicer__Slicer/Testing/Data/Input/CTHeadAxialDicom",
 }
+NOT_HU = "ct_series/Slicer__Slicer/Testing/Data/Input/CTHeadAxialDicom"
+"""A head whose values begin at 0, of an unstated unit."""
 GOLDEN_WINDOWS = {
     "GE": (0.181869, 0.144124, 0.206239),
     "S2010": (0.081304, 0.072400, 0.076923),
     "TotalSegmentator": (0.180233, 0.118819, 0.168511),
 }
 """Means of the windows 40/80, 80/200 and 40/380 over the whole stack, published for these series."""
-SLICES = {"GE": 28, "S2010": 28, "TotalSegmentator": 20, "CTHeadAxial": 93}
+SLICES = {"GE": 28, "S2010": 28, "TotalSegmentator": 20}
 WINDOWS = ((40, 80), (80, 200), (40, 380))
 
 
@@ -59,6 +60,7 @@ def real(shared_data: Path, repository: Path, tmp_path_factory: pytest.TempPathF
     shutil.copytree(shared_data / DICOM, raw / "slides" / "dicom")
     for name, folder in SERIES.items():
         shutil.copytree(shared_data / folder, raw / "ct" / name)
+    shutil.copytree(shared_data / NOT_HU, raw / "ct" / "no HU")
     lines = ["image,patient,label,mpp", "slides/CropBreastSlide,C,,1.0"]
     for number in range(6):
         source, label = (("GE", "a"), ("S2010", "b"))[number % 2]
@@ -94,10 +96,13 @@ def test_every_image_is_there_under_its_path(real: Workspace) -> None:
         "slides/small.svs",
         dicom[0],
         *(f"ct/{name}" for name in SERIES),
+        "ct/no HU",
     }
+    assert rows["ct/no HU"]["status"] == "failed"
+    assert rows["ct/no HU"]["reason"].startswith("values do not look like Hounsfield units (0.0% of its pixels are air")
     assert rows["slides/small.svs"]["status"] == "empty"
     assert "fewer than one tile" in rows["slides/small.svs"]["reason"]
-    assert {image for image, row in rows.items() if row["status"] != "done"} == {"slides/small.svs"}
+    assert {image for image, row in rows.items() if row["status"] != "done"} == {"slides/small.svs", "ct/no HU"}
     assert rows["slides/CropBreastSlide.tiff"]["mpp_source"] == "labels"
 
 
