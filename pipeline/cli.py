@@ -21,7 +21,7 @@ STAGES = {
 }
 """Each stage and the module of pipeline/runners that runs it; imported only when it is called for."""
 
-HOMES = {**STAGES, "outline": "outline"}
+HOMES = {**STAGES, "outline": "outline", "sort-dicom": "sort_dicom"}
 """Where a command's runner is; of the tools that are not named, in pipeline/runners/tools.py."""
 
 TOOLS = {
@@ -32,6 +32,7 @@ TOOLS = {
     "schema": "print the JSON schema of config.yaml",
     "summary": "print the figures of the last run",
     "outline": "print the tissue of a slide as GeoJSON, to be edited and put beside the slide",
+    "sort-dicom": "put the CT slices of a dump into one folder per series, by links or copies",
     "demo-cohort": "write a synthetic cohort of slides and CT series",
 }
 
@@ -61,6 +62,10 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("--yes", action="store_true", help="remove, and not only list")
         if tool == "outline":
             command.add_argument("image", help="id from results/catalog.tsv")
+        if tool == "sort-dicom":
+            command.add_argument("source", help="folder that holds the dump, searched in depth")
+            command.add_argument("dest", help="folder to sort into, such as data/raw/ct")
+            command.add_argument("--copy", action="store_true", help="copy the files, in place of links to them")
         if tool == "demo-cohort":
             command.add_argument("folder", help="folder to write into")
             command.add_argument("--seed", type=int, default=0)
