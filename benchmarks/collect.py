@@ -14,7 +14,7 @@ from common import ROOT, Figure, say, table, title
 HERE = Path(__file__).parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 NOT_BENCHMARKS = {"collect.py", "common.py"}
-SUBJECTS = {"read_tiles": {"read", "tissue", "tile"}}
+SUBJECTS = {"read_tiles": {"read", "tissue", "tile"}, "read_ct": {"ct"}}
 """What the figures of a script are about, when that is not the script's name."""
 
 HEAD = """# Benchmarks
