@@ -140,7 +140,7 @@ def test_a_header_that_is_scanned_says_what_pydicom_says(write, monkeypatch):
         "implicit": write(ImplicitVRLittleEndian, "implicit"),
         "big": write(ExplicitVRBigEndian, "big"),
         "deflated": write(DeflatedExplicitVRLittleEndian, "deflated"),
-        "long": write(name="long", ImageComments="x" * (1 << 14)),
+        "long": write(name="long", ImageComments="x" * 10_000, PatientComments="x" * 10_000),
         "no pixels": write(name="none", PixelData=None),
     }
     for name, path in (scanned | left).items():
