@@ -22,7 +22,7 @@ DICOM_SUFFIXES = frozenset((".dcm", ".dic", ".dicom", ".ima"))
 PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png"))
 # fmt: off
 OTHER_SUFFIXES = PICTURE_SUFFIXES | frozenset((
-    ".bak", ".crdownload", ".csv", ".db", ".doc", ".docx", ".dat", ".filepart", ".geojson", ".gif", ".gz", ".h5",
+    ".bak", ".crdownload", ".csv", ".db", ".doc", ".docx", ".filepart", ".geojson", ".gif", ".gz", ".h5",
     ".html", ".ini", ".json", ".log", ".md", ".nii", ".npy", ".npz", ".nrrd", ".opt", ".part", ".partial", ".pdf",
     ".pt", ".py", ".rar", ".sh", ".tar", ".tmp", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", ".zip",
 ))
@@ -191,7 +191,7 @@ def _scan_folder(
     ignored += [Ignored(below + file.name, "is no slide and no DICOM file") for file in strangers]
     if series and not below:
         more = f" and {len(series) - 1} more" if len(series) > 1 else ""
-        reason = "is a DICOM file outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
+        reason = "DICOM outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
         ignored.append(Ignored(series[0].name + more, reason))
     elif series:
         changed, size = max(file.changed_ns for file in series), sum(file.size for file in series)
@@ -209,11 +209,19 @@ def _files_and_folders(folder: Path) -> tuple[list[File], list[str]]:
                 continue
             if _is_folder(entry):
                 folders.append(entry.name)
-            elif entry.is_symlink() or entry.is_file():
+            elif (entry.is_symlink() and not os.path.exists(entry.path)) or _is_file(entry):
                 files.append(_stat(entry, entry.name))
     files.sort(key=lambda file: file.name)
     folders.sort()
     return files, folders
+
+
+def _is_file(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is an ordinary file or leads to one: a pipe would be waited for, for ever."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

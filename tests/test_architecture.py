@@ -62,7 +62,7 @@ SAME_LINE: dict[str, set[str]] = {
     "images.decoding": {"images.dicom", "images.dicom_file", "images.elements"},
     "images.hounsfield": {"images.dicom"},
     "images.repeats": {"images.decoding", "images.dicom", "images.elements", "images.stacking"},
-    "images.record": {"images.decoding", "images.dicom", "images.stacking"},
+    "images.record": {"images.decoding", "images.dicom", "images.elements", "images.stacking"},
     "images.volume": {
         "images.decoding",
         "images.dicom",

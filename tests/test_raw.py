@@ -183,7 +183,7 @@ def test_an_unreadable_mirax_folder_does_not_stop_the_scan(tmp_path: Path, monke
 
 
 def test_loose_ct_files_in_raw_itself_are_ignored_with_the_reason(tmp_path: Path) -> None:
-    reason = "is a DICOM file outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
+    reason = "DICOM outside of any folder: `python -m pipeline sort-dicom` gives each series its own"
     put_dicom(tmp_path / "0.dcm", CT, "1.1")
     assert found(tmp_path) == []
     assert ignored(tmp_path) == {"0.dcm": reason}
@@ -494,6 +494,6 @@ def test_pipes_are_not_read_and_deep_folders_not_entered(tmp_path: Path) -> None
     deep.mkdir(parents=True)
     (deep / "a.svs").write_bytes(b"")
     images, ignored = scan(tmp_path)
-    assert {"b.mrxs", "x.vms"} <= {image.path for image in images}
+    assert {image.path for image in images} == {"b.mrxs"}  # a link to a pipe is a pipe
     assert not any(image.path.endswith("a.svs") for image in images)
     assert any("more than 100 folders" in item.reason for item in ignored)

@@ -76,7 +76,7 @@ class Image(Protocol):
         ...
 
     def reading(self) -> dict[str, object]:
-        """JSON for the store's attributes: which way the tiles that were read so far took."""
+        """JSON for the attributes of an embedding store: which way a slide's tiles took, where a series' slices lie."""
         ...
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:

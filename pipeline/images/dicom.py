@@ -21,6 +21,9 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLSNearLossless,
 )
 
 from pipeline.errors import ImageError
@@ -48,8 +51,20 @@ MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "NEUSOFT", 
 """Makers of scanners that are told; no other text of a header is."""
 
 
-FAR = 1e6
-"""ASSUME: mm that nothing in a scanner is away or wide; more is a damaged header."""
+NEAR, FAR = 1e-3, 1e6
+"""ASSUME: mm between which pixels are wide, and that nothing in a scanner is away; else a header is damaged."""
+
+MOST_FRAMES = 100_000
+"""ASSUME: of a file."""
+
+NO_CONTRAST = frozenset(("", "0", "N", "NATIVE", "NIL", "NO", "NONE", "UNENHANCED", "W/O", "WITHOUT"))
+"""First words of ContrastBolusAgent, which is free text, that say that there was none."""
+
+UNIT_NAMES = {"HOUNSFIELD": "HU", "HOUNSFIELD UNIT": "HU", "HOUNSFIELD UNITS": "HU", "UNSPECIFIED": "US"}
+"""What RescaleType is called by those who write it out."""
+
+LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+"""Transfer syntaxes that lose something, whatever LossyImageCompression says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +170,8 @@ def parse(path: Path, file: Opened) -> list[SliceHeader] | str:
     dataset = file.elements
     frames = max(1, int(next(iter(numbers(dataset, "NumberOfFrames")), 1)))
     per_frame: list[Dataset | None] = [None] if frames == 1 else []
+    if frames > MOST_FRAMES or (frames > 1 and file.syntax == DeflatedExplicitVRLittleEndian):
+        return "more frames than can be read"  # a deflated file would be inflated for each
     if "PerFrameFunctionalGroupsSequence" in dataset:
         per_frame = list(dataset.PerFrameFunctionalGroupsSequence)
     if len(per_frame) != frames:
@@ -176,9 +193,9 @@ def parse(path: Path, file: Opened) -> list[SliceHeader] | str:
         "pixels_at": file.pixels_at if native else None,
         "extent": (number(dataset, "Columns"), number(dataset, "Rows")),
         "tilt": next(iter(numbers(dataset, "GantryDetectorTilt")), None),
-        "contrast": text(dataset, "ContrastBolusAgent").upper() not in ("", "NONE", "NO"),
+        "contrast": has_contrast(text(dataset, "ContrastBolusAgent").upper()),
         "burned_in": text(dataset, "BurnedInAnnotation") == "YES",
-        "lossy": text(dataset, "LossyImageCompression") == "01",
+        "lossy": text(dataset, "LossyImageCompression") == "01" or file.syntax in LOSSY,
         "kvp": next(iter(numbers(dataset, "KVP")), None),
         "maker": next((name for name in MAKERS if name in text(dataset, "Manufacturer").upper()), ""),
         "words": image_type(dataset),
@@ -187,9 +204,7 @@ def parse(path: Path, file: Opened) -> list[SliceHeader] | str:
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
     headers = []
     for index, frame in enumerate(per_frame):
-        facts = slice_facts(
-            partial(functional_group, frame, shared) if frame is not None else lambda _: dataset, dataset
-        )
+        facts = slice_facts(partial(functional_group, dataset, frame, shared), dataset)
         rescale = facts.pop("rescale")
         bits_stored = number(dataset, "BitsStored", bits)
         coding = Coding(bits, bits_stored, signed, rescale[0], rescale[1], padding) if len(rescale) == 2 else None
@@ -203,8 +218,13 @@ def parse(path: Path, file: Opened) -> list[SliceHeader] | str:
     return headers
 
 
-def functional_group(frame: Dataset, shared: Dataset | None, name: str) -> Dataset:
-    """A functional group of a frame: its own, or else that of all frames; empty when there is neither."""
+def functional_group(dataset: Dataset, frame: Dataset | None, shared: Dataset | None, name: str) -> Dataset:
+    """A functional group of a frame: its own, or else that of all frames; empty when there is neither.
+
+    Without a frame: the file, which is one slice and holds all of them in one.
+    """
+    if frame is None:
+        return dataset
     for groups in (frame, shared):
         if groups is not None and groups.get(name):
             item: Dataset = groups[name].value[0]
@@ -230,14 +250,15 @@ def slice_facts(group: Callable[[str], Dataset], dataset: Dataset) -> dict[str, 
     usable = is_place(position, orientation)
     spacing = numbers(measures, "PixelSpacing")
     thickness = next(iter(numbers(measures, "SliceThickness")), None)
+    unit = text(values, "RescaleType").upper()
     return {
         "phase": tuple(phase.values()),
         "position": position if usable else (),
         "orientation": orientation if usable else (),
-        "spacing": spacing if len(spacing) == 2 and 0 < min(spacing) <= max(spacing) < FAR else (),
+        "spacing": spacing if len(spacing) == 2 and NEAR < min(spacing) <= max(spacing) < FAR else (),
         "thickness": thickness if thickness is not None and 0 < thickness < FAR else None,
         "rescale": numbers(values, "RescaleSlope")[:1] + numbers(values, "RescaleIntercept")[:1],
-        "unit": "table" if "ModalityLUTSequence" in dataset else text(values, "RescaleType") or "HU",
+        "unit": "table" if "ModalityLUTSequence" in dataset else UNIT_NAMES.get(unit, unit) or "HU",
         "kernel": text(group("CTReconstructionSequence"), "ConvolutionKernel"),
     }
 
@@ -248,6 +269,12 @@ def phase_text(dataset: Dataset, keyword: str) -> str:
         return text(dataset, keyword)
     value = dataset.get(keyword)
     return "" if value is None else str(value)
+
+
+def has_contrast(agent: str) -> bool:
+    """Whether ContrastBolusAgent, in capitals, names one: `NON-IONIC` does, `NON-CONTRAST` does not."""
+    first = next(iter(agent.split()), "").rstrip(".,;:")
+    return first not in NO_CONTRAST and not agent.startswith(("NON-CONTRAST", "NON CONTRAST", "NONCONTRAST"))
 
 
 def is_place(position: tuple[float, ...], orientation: tuple[float, ...]) -> bool:

@@ -28,6 +28,9 @@ from pipeline.images.elements import TAGS
 LARGEST_INFLATED = 256 << 20
 """ASSUME: bytes of a deflated file when inflated; more is no CT file but a trap for the memory."""
 
+LARGEST_HEADER = 4 << 20
+"""ASSUME: bytes of a header, inflated: a thousand times the usual; sequences cost a hundred times their bytes."""
+
 HEAD = 1 << 14
 """Bytes that hold all but the pixels of most slices."""
 
@@ -84,7 +87,7 @@ def open_dataset(path: Path) -> Opened:
         meta = read_meta(head)
         sop_class = str(as_uid(meta[META_CLASS]))
         if as_uid(meta[META_SYNTAX]) == DeflatedExplicitVRLittleEndian:
-            inflated = inflate(file)
+            inflated = inflate(file, header_only=True)
             dataset = read_dataset(inflated, False, True, stop_when=_at_pixels, specific_tags=list(TAGS))
             pixels_at = _pixels_at(inflated, implicit=False, big=False)
             return Opened(dataset, DeflatedExplicitVRLittleEndian, sop_class, pixels_at)
@@ -156,8 +159,8 @@ def as_uid(value: bytes) -> UID:
     return UID(value.decode("latin-1").rstrip(" \0"))
 
 
-def inflate(file: BinaryIO) -> BytesIO:
-    """What a deflated file holds behind its file meta, inflated.
+def inflate(file: BinaryIO, header_only: bool = False) -> BytesIO:
+    """What a deflated file holds behind its file meta, inflated; of a header LARGEST_HEADER bytes at most.
 
     Raises:
         ValueError: it inflates to more than LARGEST_INFLATED, or does not say where its file meta ends.
@@ -167,8 +170,9 @@ def inflate(file: BinaryIO) -> BytesIO:
     (length,) = LENGTH.unpack(read_meta(head)[META_LENGTH])
     file.seek(META_AT + length)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(file.read(LARGEST_INFLATED), LARGEST_INFLATED)
-    if inflater.unconsumed_tail:
+    most = LARGEST_HEADER if header_only else LARGEST_INFLATED
+    inflated = inflater.decompress(file.read(most), most)
+    if inflater.unconsumed_tail and not header_only:
         raise ValueError("inflates to too much")
     return BytesIO(inflated)
 

@@ -30,6 +30,9 @@ DICOM_ERRORS: tuple[type[Exception], ...] = (
 )
 """What pydicom raises on bad bytes. The texts can quote header values, so no message of ours repeats them."""
 
+LONGEST = 1 << 16
+"""ASSUME: bytes of a value that can mean something here; numbers without end would cost memory."""
+
 PHASES = (
     "TemporalPositionIdentifier",
     "TemporalPositionIndex",
@@ -86,12 +89,12 @@ def text(dataset: Dataset, keyword: str) -> str:
 
 
 def number(dataset: Dataset, keyword: str, default: int = 0) -> int:
-    """A binary number, without a sign; `default` when it is absent."""
+    """A binary number of 2 or 4 bytes, without a sign; `default` when it is absent, or something else."""
     value = _raw(dataset, keyword)
     if isinstance(value, str):
         return int(value) if value else default
     little = getattr(dataset.get_item(TAG[keyword]), "is_little_endian", True)
-    return int.from_bytes(value[:4], "little" if little else "big") if value else default
+    return int.from_bytes(value, "little" if little else "big") if len(value) in (2, 4) else default
 
 
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
@@ -108,5 +111,5 @@ def _raw(dataset: Dataset, keyword: str) -> bytes | str:
     element = dataset.get_item(TAG[keyword])
     value = None if element is None else element.value
     if value is None or isinstance(value, bytes):
-        return value or b""
+        return value if value and len(value) <= LONGEST else b""
     return "\\".join(str(part) for part in value) if isinstance(value, list | MultiValue) else str(value)

@@ -41,7 +41,7 @@ def why_not(file: Opened) -> str:
     # A class that is none, as some archives and anonymisers write, is no reason to lose a slice.
     if sop_class not in CT_CLASSES and UID(sop_class).name != sop_class:
         return "not of a class of CT images"
-    if number(dataset, "SamplesPerPixel", 1) != 1:
+    if number(dataset, "SamplesPerPixel", 1) != 1 or text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         return "colour"
     if not (file.pixels_at and number(dataset, "Rows") and number(dataset, "Columns")):
         return "no pixels"

@@ -27,6 +27,9 @@ WRAPPED = (3072, 4095)
 AIR_HU, TISSUE_HU = (-1050, -900), (-30, 120)
 """HU between which a pixel counts as air or as soft tissue, the limits themselves not."""
 
+NOTHING_HU = (-1_000_000, -1100)
+"""HU between which a pixel lies outside of what was scanned, whether the header names it padding or not."""
+
 LEAST_AIR, LEAST_TISSUE = 0.05, 0.015
 """Shares of pixels that a series in HU exceeds.
 
@@ -110,17 +113,14 @@ def may_be_wrapped(coding: Coding) -> bool:
     return coding.bits_stored == 12 and not coding.signed and abs(coding.intercept) < 100
 
 
-def is_wrapped(coding: Coding, high: int, border: int) -> bool:
-    """Whether 12-bit values have wrapped: the header allows it, and most of the border shows it.
-
-    Never by the header alone: with an intercept of about -1024, metal has stored values within WRAPPED as it should.
+def is_wrapped(high: int, border: int) -> bool:
+    """Whether 12-bit values that may have wrapped have: more than half of the images' borders shows it.
 
     Args:
-        coding: of the series.
-        high: border pixels within WRAPPED, of all its slices.
-        border: all of its border pixels.
+        high: border pixels within WRAPPED, of all slices of a series that `may_be_wrapped`.
+        border: all of their border pixels.
     """
-    return may_be_wrapped(coding) and 2 * high > border
+    return 2 * high > border
 
 
 def wrap_evidence(high: int, border: int) -> str:
@@ -177,10 +177,14 @@ class Shares:
         if self._above.size != values.size:
             self._above, self._inside = np.empty(values.size, np.uint16), np.empty(values.size, bool)
         air, (first, last) = _stored_between(coding, AIR_HU), _stored_between(coding, TISSUE_HU)
+        nothing = _stored_between(coding, NOTHING_HU)
         self._air += self._count(values, *air)
+        self._outside += self._count(values, *nothing)
         if coding.padding is not None:
             low, high = coding.padding
-            self._outside += self._count(values, low, high) - self._count(values, max(low, air[0]), min(high, air[1]))
+            if not nothing[0] <= low <= high <= nothing[1]:
+                counted = [self._count(values, max(low, ends[0]), min(high, ends[1])) for ends in (air, nothing)]
+                self._outside += self._count(values, low, high) - sum(counted)
             self._tissue -= self._count(values, max(low, first), min(high, last))
         found = self._count(values, first, last)
         self._tissue += found

@@ -3,12 +3,13 @@
 Numbers, and words from lists of our own: no text of a header.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 from pipeline.images.decoding import syntax_name
 from pipeline.images.dicom import SliceHeader
+from pipeline.images.elements import PHASES
 from pipeline.images.stacking import Geometry
 
 LOST = ("unreadable header", "no position or orientation", "no pixels", "multi-frame without a place for each frame")
@@ -19,6 +20,9 @@ GEOMETRY = (
     "spacing", "order_source",
 )  # fmt: skip
 """What the record has of the geometry."""
+
+PADDING_HU = -900
+"""Padding is air or less; what is above can be part of a patient."""
 
 TISSUE_MEDIAN = (10, 60)
 """HU between which the median of the tissue of a head lies; phantoms and bodies have more."""
@@ -50,6 +54,21 @@ def header_record(slices: Sequence[SliceHeader]) -> dict[str, Any]:
     }
 
 
+def interleaved(slices: Sequence[SliceHeader]) -> list[str]:
+    """A note when slices of several acquisitions lie among one another: two phases that were not scanned in one place.
+
+    Slices are in order. Within sound stacks acquisitions follow one another, one for each rotation or block.
+    """
+    for name in ("TemporalPositionIdentifier", "TemporalPositionIndex", "AcquisitionNumber"):
+        places: dict[str, list[int]] = defaultdict(list)
+        for index, header in enumerate(slices):
+            places[header.phase[PHASES.index(name)]].append(index)
+        wide = [found for found in places.values() if len(found) > 2 and 2 * (found[-1] - found[0]) > len(slices)]
+        if len(wide) > 1:
+            return [f"slices of {len(wide)} acquisitions lie among one another ({name}): are they phases?"]
+    return []
+
+
 def few(texts: list[str]) -> str:
     """The first three of some texts, and how many more there are."""
     return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
@@ -70,6 +89,10 @@ def notes_on_record(slices: Sequence[SliceHeader], qc: dict[str, Any]) -> list[s
         found.append(f"other CT series in the folder left out: {few(qc['other_series'])}")
     if any(header.unit == "US" for header in slices):
         found.append("rescale type US: the unit of its values is not stated, taken as HU")
+    codings = {header.coding for header in slices if header.coding and header.coding.padding}
+    if any(max(c.padding) * c.slope + c.intercept > PADDING_HU for c in codings if c.padding):
+        found.append("the stated padding has values of tissue: pixels of these values were taken for air")
+    found += interleaved(slices)
     if qc["twelve_bit_fix"]:
         found.append(f"12-bit values had wrapped and were put right ({qc['twelve_bit_evidence']})")
     if qc["lossy"]:

@@ -15,6 +15,9 @@ from pipeline.images.dicom import SliceHeader
 from pipeline.images.elements import PHASES
 from pipeline.images.stacking import Stack, stack
 
+NEARLY_ALL = 0.9
+"""ASSUME: share of all places at which each of several phases has a slice."""
+
 
 def one_at_each(stacked: Stack, settings: SeriesSettings) -> tuple[Stack, int, int]:
     """A stack with one slice at each position, the number of duplicates left out, and that of other volumes left out.
@@ -71,8 +74,8 @@ def divide(headers: Sequence[SliceHeader], places: int) -> list[list[SliceHeader
 
 
 def is_whole(volume: Sequence[SliceHeader], places: int) -> bool:
-    """Whether slices lie at different places, and at half of all at least."""
-    return len({header.position for header in volume}) == len(volume) and 2 * len(volume) >= places
+    """Whether slices lie at different places, and at nearly all: two blocks that overlap are no repeats."""
+    return len({header.position for header in volume}) == len(volume) and len(volume) >= NEARLY_ALL * places
 
 
 def in_order(value: str) -> tuple[float, str]:

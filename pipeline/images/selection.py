@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from statistics import median
 
 from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
@@ -18,10 +19,13 @@ from pipeline.images.dicom import REFORMATS, SliceHeader, read_headers
 from pipeline.images.elements import quiet_pydicom
 from pipeline.store import digest
 
-SAME = 1e-3
+SAME = 1.5e-3  # cosines are written with three decimals, too
 """Largest difference of direction cosines, and of mm between pixels, within one stack."""
 
 SORT = "`python -m pipeline sort-dicom` gives each series a folder of its own"
+
+MOST_STACKS = 100
+"""ASSUME: of one series: rotating projections have more."""
 
 MANY_FILES, SAMPLE, MOST_SERIES = 5000, 64, 8
 """Files of a folder that are sampled before all are read; how many are; and CT series in one study, ASSUME: at most."""
@@ -57,18 +61,23 @@ class Candidate:
     @property
     def reformatted(self) -> bool:
         """Whether it was computed from another series."""
-        return bool(REFORMATS.intersection(self.first.words))
+        return any(not REFORMATS.isdisjoint(header.words) for header in self.headers)
+
+    @property
+    def thickness(self) -> float:
+        """The median; infinite when none is stated."""
+        return median([header.thickness or math.inf for header in self.headers])
 
 
 PREFERENCES: dict[str, Callable[[Candidate, SeriesSettings], float]] = {
-    "original": lambda series, _: "DERIVED" in series.first.words,
-    "no_contrast": lambda series, _: series.first.contrast,
-    "contrast": lambda series, _: not series.first.contrast,
+    "original": lambda series, _: any("DERIVED" in header.words for header in series.headers),
+    "no_contrast": lambda series, _: any(header.contrast for header in series.headers),
+    "contrast": lambda series, _: not any(header.contrast for header in series.headers),
     "soft_kernel": lambda series, _: is_sharp(series.first.kernel),
     "sharp_kernel": lambda series, _: not is_sharp(series.first.kernel),
-    "thickness": lambda series, settings: abs((series.first.thickness or math.inf) - settings.thickness_mm),
+    "thickness": lambda series, settings: abs(series.thickness - settings.thickness_mm),
     "most_slices": lambda series, _: -series.slices,
-    "lowest_number": lambda series, _: math.inf if series.first.number is None else series.first.number,
+    "lowest_number": lambda series, _: min(math.inf if h.number is None else h.number for h in series.headers),
 }
 """What `series.prefer` can name: the series with the lowest value stay."""
 
@@ -176,7 +185,11 @@ def refuse_dump(files: Sequence[Path]) -> None:
 
 
 def divide(headers: Sequence[SliceHeader]) -> list[Candidate]:
-    """Headers by what may be one stack, in the order of their series."""
+    """Headers by what may be one stack, in the order of their series.
+
+    Raises:
+        ImageError: a series has more than MOST_STACKS.
+    """
 
     def series(header: SliceHeader) -> tuple[str, str]:
         return header.study, header.series
@@ -187,6 +200,11 @@ def divide(headers: Sequence[SliceHeader]) -> list[Candidate]:
         for header in group:
             home = next((stack for stack in stacks if belongs(header, stack[0])), None)
             if home is None:
+                if len(stacks) == MOST_STACKS:
+                    raise ImageError(
+                        f"one series has more than {MOST_STACKS} stacks that differ in direction, pixel spacing or "
+                        "kernel: export it again, or leave it out"
+                    )
                 stacks.append([header])
             else:
                 home.append(header)

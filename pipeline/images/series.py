@@ -82,8 +82,8 @@ class Series:
         return pixels, np.full(len(origins), READ_OK, dtype=np.uint8)
 
     def reading(self) -> dict[str, object]:
-        """Nothing: its slices come from the store."""
-        return {}
+        """Where its slices lie, in mm along their normal: heads that smooth along them use the gaps."""
+        return {"z_mm": self.properties["z_mm"]}
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
         """The middle slice, (height, width, 3), longest side as asked."""

@@ -21,8 +21,8 @@ from pipeline.images.gaps import equal, find_missing
 SAME_POSITION = 0.01
 """ASSUME: slices closer than this, in mm along the normal, lie at the same position."""
 
-SAME_ORIENTATION = 2.1e-3
-"""Largest difference of a direction cosine between slices of one stack: selection takes what is 1e-3 from the first."""
+SAME_ORIENTATION = 3.1e-3
+"""Largest difference of direction cosines in one stack: selection takes what differs by 1.5e-3 from the first."""
 
 TILTED = 0.5
 """ASSUME: degrees; less is the rounding of positions."""

@@ -18,6 +18,7 @@ from pipeline.images.hounsfield import (
     WRAP_CUT,
     Shares,
     border_evidence,
+    is_wrapped,
     may_be_wrapped,
     to_hounsfield,
     wrap_evidence,
@@ -26,6 +27,9 @@ from pipeline.images.record import geometry_record, header_record, notes_on_reco
 from pipeline.images.repeats import one_at_each
 from pipeline.images.selection import choose
 from pipeline.images.stacking import Geometry, measure, notes, stack
+
+MOST_VOXELS = 1 << 31
+"""ASSUME: of a series: 8,192 slices of 512 x 512, 4 GB."""
 
 UNITS = ("HU", "US")
 """ASSUME: US, which is DICOM's word for "unspecified", means what an absent RescaleType means: HU. A note says so."""
@@ -140,6 +144,8 @@ def read_pixels(slices: Sequence[SliceHeader]) -> tuple[NDArray[np.int16], dict[
     Whether 12-bit values have wrapped is judged over all slices that may have, which wait for the verdict in memory.
     """
     columns, rows = slices[0].extent
+    if len(slices) * rows * columns > MOST_VOXELS:
+        raise ImageError(f"{len(slices)} slices of {columns} x {rows} pixels are no CT series: leave this folder out")
     volume = np.empty((0, rows, columns), dtype=np.int16)
     shares = Shares()
     decoders: set[str] = set()
@@ -158,7 +164,7 @@ def read_pixels(slices: Sequence[SliceHeader]) -> tuple[NDArray[np.int16], dict[
             continue
         shares.add(stored, header.coding)
         to_hounsfield(stored, header.coding, out=volume[index])
-    wrapped = WRAP_CUT if high > border / 2 else None
+    wrapped = WRAP_CUT if is_wrapped(high, border) else None
     for index, stored in waiting:
         coding = slices[index].coding
         assert coding is not None

@@ -1,14 +1,21 @@
 """What the files of a folder are, and what is known of each slice and frame."""
 
 import hashlib
+import warnings
 from collections import Counter
 
 import highdicom
 import numpy as np
+import pydicom
 import pytest
 from pydicom import dcmread
 from pydicom.dataelem import DataElement
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGLSNearLossless,
+)
 
 from pipeline.errors import ImageError
 from pipeline.images.dicom import Coding, SliceHeader, is_place, padding_range, read_file, read_headers
@@ -48,6 +55,8 @@ def only(path) -> SliceHeader:
         ({"ImageType": ["DERIVED", "SECONDARY", "PATIENT_INFO"]}, "patient sheet"),
         ({"ImageType": ["DERIVED", "SECONDARY", "RESULTS"]}, "result sheet"),
         ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
+        ({"NumberOfFrames": 1_000_000_000}, "more frames than can be read"),
         ({"PixelData": None}, "no pixels"),
         ({"Rows": None}, "no pixels"),
         ({"Columns": 0}, "no pixels"),
@@ -149,9 +158,43 @@ def test_lengths_that_cannot_be_are_not_stated(write_slice, stated):
     assert (header.thickness, header.spacing) == (None, ())
 
 
-@pytest.mark.parametrize("agent", ["", "NONE", "NO", "None", "no"])
+@pytest.mark.parametrize(
+    "agent", ["", "NONE", "NO", "None", "no", "No contrast", "NON-CONTRAST", "W/O", "without", "0", "N", "none given"]
+)
 def test_no_contrast_is_written_in_several_ways(write_slice, agent):
     assert not only(write_slice("a", ContrastBolusAgent=agent)).contrast
+
+
+@pytest.mark.parametrize("agent", ["Non-ionic, 100 ml", "Iodine", "NORMAL SALINE", "Omnipaque 300"])
+def test_other_words_are_names_of_contrast(write_slice, agent):
+    assert only(write_slice("a", ContrastBolusAgent=agent)).contrast
+
+
+@pytest.mark.parametrize(
+    ("written", "unit"),
+    [("hu", "HU"), ("Hounsfield Units", "HU"), ("HOUNSFIELD", "HU"), ("UNSPECIFIED", "US"), ("us", "US"), ("OD", "OD")],
+)
+def test_a_unit_may_be_written_out(write_slice, written, unit):
+    assert only(write_slice("a", RescaleType=written)).unit == unit
+
+
+def test_a_syntax_that_loses_something_needs_no_other_word(write_slice):
+    pixels = DataElement(0x7FE00010, "OB", pydicom.encaps.encapsulate([b"no picture"]))
+    pixels.is_undefined_length = True
+    assert only(write_slice("a", syntax=JPEGLSNearLossless, PixelData=pixels)).lossy
+
+
+@pytest.mark.parametrize("spacing", [[5e-324, 5e-324], [1e-6, 1], [1, 1e7], [0, 1], [-1, 1]])
+def test_a_spacing_that_cannot_be_is_none(write_slice, spacing):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert only(write_slice("a", PixelSpacing=spacing)).spacing == ()
+
+
+def test_a_value_without_end_is_none(write_slice):
+    """It would be a million numbers."""
+    stated = DataElement("ImagePositionPatient", "UN", b"1\\" * 40_000)
+    assert only(write_slice("a", ImagePositionPatient=stated)).position == ()
 
 
 def test_a_maker_that_is_not_known_is_not_told(write_slice):

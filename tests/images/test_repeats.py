@@ -142,13 +142,22 @@ def test_acquisition_numbers_that_differ_within_a_stack_do_not_divide_it(write_s
 
 
 def test_a_volume_may_lack_slices_that_another_has(write_slice, read_series):
-    for number, places in [(1, [0, 1, 2, 3]), (2, [0, 1, 3])]:
+    for number, places in [(1, range(20)), (2, [*range(10), *range(11, 20)])]:
         for z in places:
-            write_slice(f"{number}{z}", z=z, value=10 * number + z, AcquisitionNumber=number)
-    assert values(read_series(repeats="first")[0]) == [10, 11, 12, 13]
+            write_slice(f"{number}-{z}", z=z, value=100 * number + z, AcquisitionNumber=number)
+    assert values(read_series(repeats="first")[0]) == list(range(100, 120))
     volume, properties = read_series(repeats="last")
-    assert values(volume) == [20, 21, 23]
-    assert properties["z_mm"] == [0, 1, 3]
+    assert values(volume) == [*range(200, 210), *range(211, 220)]
+    assert "1 slice is missing (a gap of 2 mm where 1 mm are usual)" in properties["notes"]
+
+
+def test_blocks_that_overlap_are_no_repeats_of_which_one_could_be_read(write_slice, refusal):
+    """To read the first would lose the other half of the body."""
+    for number, places in [(1, range(12)), (2, range(10, 22))]:
+        for z in places:
+            write_slice(f"{number}-{z}", z=z, value=100 * number + z, AcquisitionNumber=number)
+    said = "2 different slices lie at the position of slice 11 of 22 (positions with such: 2): keep one phase only"
+    assert refusal(repeats="first") == said
 
 
 @pytest.mark.parametrize(

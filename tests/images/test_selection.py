@@ -194,6 +194,27 @@ def test_slices_that_cannot_lie_in_one_stack_are_series_of_their_own():
         assert (len(choice.headers), choice.rejected) == (4, (f"3 slices{of}: not preferred by most_slices",))
 
 
+def test_cosines_written_with_three_decimals_are_of_one_stack():
+    tilted = [(1.0, 0.0, 0.0, 0.0, 0.948, -0.317), (1.0, 0.0, 0.0, 0.0, 0.949, -0.317)]
+    assert len(pick([header(float(z), orientation=tilted[z % 2]) for z in range(6)]).headers) == 6
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_files():
+    """What differs within a series: one slice is derived, and thicknesses are mixed."""
+    mixed = [header(float(z), series="1", number=1, thickness=5.0 + 5.0 * (z > 3)) for z in range(6)]
+    derived = [header(9.0, series="2", number=1, words=("DERIVED",)), *series("2", 5, number=1)]
+    for first in (mixed, mixed[::-1]):
+        for second in (derived, derived[::-1]):
+            assert chosen(first, second) == "1"
+    thick = series("3", 6, number=1, thickness=7.0)
+    assert {chosen(first, thick, thickness_mm=5) for first in (mixed, mixed[::-1])} == {"1"}
+
+
+def test_a_series_that_looks_everywhere_is_refused():
+    turning = [header(spacing=(1.0 + index, 1.0)) for index in range(200)]
+    assert refused(turning).startswith("one series has more than 100 stacks that differ in direction, pixel spacing or")
+
+
 def test_stacks_of_one_series_that_are_equally_good_are_refused_as_such():
     """No number or UID in the labels could tell them apart."""
     with pytest.raises(

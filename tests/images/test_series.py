@@ -107,6 +107,7 @@ def test_a_series_is_opened_again_from_its_volume_through_other_windows(write_sl
         write_slice(f"{z}", z=z, value=20 * z)
     first = open_image(tmp_path / "series", SETTINGS)
     again = reopen_image(tmp_path / "nowhere", NEIGHBOURS, first.arrays(), first.properties)
+    assert again.reading() == {"z_mm": [0.0, 1.0, 2.0]}
     assert isinstance(again, Series) and shown(again) == [[0, 0, 64], [0, 64, 128], [64, 128, 128]]
 
 

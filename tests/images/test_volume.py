@@ -7,6 +7,8 @@ import pytest
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+import pipeline.images.volume as volume_module
+
 LEAK = "ZZTEST^LEAK"
 
 HEAD = np.full((16, 16), -1000)
@@ -293,8 +295,11 @@ def test_the_affine_holds_for_the_field(write_slice, read_series):
 def test_a_field_needs_a_spacing_that_can_be(write_slice, refusal):
     write_slice("a", PixelSpacing=None)
     assert refusal(field_mm=200).startswith("no PixelSpacing is stated, which series.field_mm needs: ")
-    write_slice("a", PixelSpacing=[1e-6, 1e-6])
-    assert refusal(field_mm=200).startswith("a field of 200 mm has ")
+    for tiny in (1e-6, 1e-320, 5e-324):
+        write_slice("a", PixelSpacing=[tiny, tiny])
+        assert refusal(field_mm=200).startswith("no PixelSpacing is stated, which series.field_mm needs: ")
+    write_slice("a", PixelSpacing=[0.002, 0.002])
+    assert refusal(field_mm=200).startswith("a field of 200 mm has 100000 x 100000 pixels: ")
 
 
 # What is said of it
@@ -370,3 +375,32 @@ def test_the_record_and_the_properties_are_these(write_slice, read_series, tmp_p
         "warnings": 0,
     }
     assert json.loads(json.dumps(qc)) == qc
+
+
+def test_slices_of_two_acquisitions_that_lie_among_one_another_are_told(write_slice, read_series):
+    """Contrast came between them, and the table did not stop in the same places."""
+    for z in range(8):
+        write_slice(f"{z}", z=2.5 * z, value=z, AcquisitionNumber=1 + z % 2)
+    said = "slices of 2 acquisitions lie among one another (AcquisitionNumber): are they phases?"
+    assert said in read_series()[1]["notes"]
+
+
+def test_acquisitions_that_follow_one_another_are_nothing_to_tell(write_slice, read_series):
+    for z in range(8):
+        write_slice(f"{z}", z=2.5 * z, value=z, AcquisitionNumber=1 + z // 2)
+    assert not any("acquisitions" in note for note in read_series()[1]["notes"])
+
+
+def test_padding_that_may_be_tissue_is_told(write_slice, read_series):
+    write_slice("a", value=7, PixelPaddingValue=0)
+    said = "the stated padding has values of tissue: pixels of these values were taken for air"
+    assert said in read_series()[1]["notes"]
+    write_slice("a", value=7, PixelPaddingValue=-2000)
+    assert said not in read_series()[1]["notes"]
+
+
+def test_a_series_larger_than_any_is_not_begun(write_slice, refusal, monkeypatch):
+    monkeypatch.setattr(volume_module, "MOST_VOXELS", 500)
+    for z in range(2):
+        write_slice(f"{z}", z=z)
+    assert refusal() == "2 slices of 16 x 16 pixels are no CT series: leave this folder out"
