@@ -56,8 +56,8 @@ SAME_LINE: dict[str, set[str]] = {
     # A series: its files, what is none of it, the choice, the order, the values, and the volume they make.
     "images.dicom_file": {"images.elements"},
     "images.exclusions": {"images.dicom_file", "images.elements"},
-    "images.dicom": {"images.dicom_file", "images.elements", "images.exclusions"},
-    "images.selection": {"images.dicom", "images.elements"},
+    "images.dicom": {"images.dicom_file", "images.elements", "images.exclusions", "images.vocabulary"},
+    "images.selection": {"images.dicom", "images.elements", "images.vocabulary"},
     "images.stacking": {"images.dicom", "images.gaps"},
     "images.decoding": {"images.dicom", "images.dicom_file", "images.elements"},
     "images.hounsfield": {"images.dicom"},

@@ -38,30 +38,16 @@ from pipeline.images.elements import (
     text,
 )
 from pipeline.images.exclusions import image_type, why_not
+from pipeline.images.vocabulary import has_contrast, known_maker, known_unit
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
 """Transfer syntaxes whose pixels are numbers and no code."""
-
-REFORMATS = frozenset(
-    ("REFORMATTED", "MPR", "MIP", "MINIP", "PROJECTION IMAGE", "VRT", "VOLUME", "3D", "CSA RESAMPLED")
-)
-"""Words of ImageType of an image computed from slices."""
-
-MAKERS = ("GE", "SIEMENS", "PHILIPS", "TOSHIBA", "CANON", "HITACHI", "NEUSOFT", "UIH", "UNITED IMAGING", "SAMSUNG")
-"""Makers of scanners that are told; no other text of a header is."""
-
 
 NEAR, FAR = 1e-3, 1e6
 """ASSUME: mm between which pixels are wide, and that nothing in a scanner is away; else a header is damaged."""
 
 MOST_FRAMES = 100_000
 """ASSUME: of a file."""
-
-NO_CONTRAST = frozenset(("", "0", "N", "NATIVE", "NIL", "NO", "NONE", "UNENHANCED", "W/O", "WITHOUT"))
-"""First words of ContrastBolusAgent, which is free text, that say that there was none."""
-
-UNIT_NAMES = {"HOUNSFIELD": "HU", "HOUNSFIELD UNIT": "HU", "HOUNSFIELD UNITS": "HU", "UNSPECIFIED": "US"}
-"""What RescaleType is called by those who write it out."""
 
 LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 """Transfer syntaxes that lose something, whatever LossyImageCompression says."""
@@ -197,7 +183,7 @@ def parse(path: Path, file: Opened) -> list[SliceHeader] | str:
         "burned_in": text(dataset, "BurnedInAnnotation") == "YES",
         "lossy": text(dataset, "LossyImageCompression") == "01" or file.syntax in LOSSY,
         "kvp": next(iter(numbers(dataset, "KVP")), None),
-        "maker": next((name for name in MAKERS if name in text(dataset, "Manufacturer").upper()), ""),
+        "maker": known_maker(text(dataset, "Manufacturer")),
         "words": image_type(dataset),
     }
     absent = [name for name in EXPECTED if not text(dataset, name)]
@@ -250,7 +236,6 @@ def slice_facts(group: Callable[[str], Dataset], dataset: Dataset) -> dict[str, 
     usable = is_place(position, orientation)
     spacing = numbers(measures, "PixelSpacing")
     thickness = next(iter(numbers(measures, "SliceThickness")), None)
-    unit = text(values, "RescaleType").upper()
     return {
         "phase": tuple(phase.values()),
         "position": position if usable else (),
@@ -258,7 +243,7 @@ def slice_facts(group: Callable[[str], Dataset], dataset: Dataset) -> dict[str, 
         "spacing": spacing if len(spacing) == 2 and NEAR < min(spacing) <= max(spacing) < FAR else (),
         "thickness": thickness if thickness is not None and 0 < thickness < FAR else None,
         "rescale": numbers(values, "RescaleSlope")[:1] + numbers(values, "RescaleIntercept")[:1],
-        "unit": "table" if "ModalityLUTSequence" in dataset else UNIT_NAMES.get(unit, unit) or "HU",
+        "unit": "table" if "ModalityLUTSequence" in dataset else known_unit(text(values, "RescaleType")),
         "kernel": text(group("CTReconstructionSequence"), "ConvolutionKernel"),
     }
 
@@ -269,12 +254,6 @@ def phase_text(dataset: Dataset, keyword: str) -> str:
         return text(dataset, keyword)
     value = dataset.get(keyword)
     return "" if value is None else str(value)
-
-
-def has_contrast(agent: str) -> bool:
-    """Whether ContrastBolusAgent, in capitals, names one: `NON-IONIC` does, `NON-CONTRAST` does not."""
-    first = next(iter(agent.split()), "").rstrip(".,;:")
-    return first not in NO_CONTRAST and not agent.startswith(("NON-CONTRAST", "NON CONTRAST", "NONCONTRAST"))
 
 
 def is_place(position: tuple[float, ...], orientation: tuple[float, ...]) -> bool:

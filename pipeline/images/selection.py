@@ -5,7 +5,6 @@ pixel spacing and kernel; never by AcquisitionNumber or ImageType, which differ 
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from statistics import median
 
 from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
-from pipeline.images.dicom import REFORMATS, SliceHeader, read_headers
+from pipeline.images.dicom import SliceHeader, read_headers
 from pipeline.images.elements import quiet_pydicom
+from pipeline.images.vocabulary import REFORMATS, is_sharp
 from pipeline.store import digest
 
 SAME = 1.5e-3  # cosines are written with three decimals, too
@@ -29,9 +29,6 @@ MOST_STACKS = 100
 
 MANY_FILES, SAMPLE, MOST_SERIES = 5000, 64, 8
 """Files of a folder that are sampled before all are read; how many are; and CT series in one study, ASSUME: at most."""
-
-SHARP_WORDS = ("BONE", "EDGE", "LUNG", "SHARP", "ULTRA", "HRES", "DETAIL")
-"""ASSUME: what kernels for bone and lung are called, where their names are words (GE)."""
 
 
 @dataclass(frozen=True)
@@ -245,19 +242,3 @@ def names(header: SliceHeader) -> set[str]:
     """The digests under which the labels may ask for a slice's series; plans and results hold no UIDs."""
     number = "" if header.number is None else str(header.number)
     return {digest(name, 16) for name in (header.series, number) if name}
-
-
-def is_sharp(kernel: str) -> bool:
-    """Whether a kernel is one for bone or lung; names that say nothing are taken for soft.
-
-    ASSUME: Siemens' and Philips' newer names end in a number of 55 and more (B60f, Hr64, H70h); Canon's and Toshiba's
-    FC30 to FC59 and FC80 up are for bone and lung; Philips' YA to YE and L are for lung and bone.
-    """
-    name = kernel.partition("\\")[0].strip().upper()
-    if any(word in name for word in SHARP_WORDS) or name in ("L", "YA", "YB", "YC", "YD", "YE"):
-        return True
-    canon = re.match(r"FC(\d+)", name)
-    if canon:
-        return 30 <= int(canon[1]) < 60 or int(canon[1]) >= 80
-    strength = re.match(r"[A-Z]{1,2}(\d\d)", name)
-    return bool(strength) and int(strength[1]) >= 55 if strength else False

@@ -11,7 +11,8 @@ from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
 from pipeline.images import selection
 from pipeline.images.dicom import Coding, SliceHeader
-from pipeline.images.selection import PREFERENCES, Choice, choose, is_sharp, refuse_dump
+from pipeline.images.selection import PREFERENCES, Choice, choose, refuse_dump
+from pipeline.images.vocabulary import is_sharp
 from pipeline.store import digest
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
