@@ -114,7 +114,7 @@ def plain_tile(folders: list[Path], out: Path, config: dict[str, Any]) -> list[f
     """Tile series one after the other; seconds of each."""
     import numpy as np
 
-    from pipeline.config import SeriesSettings
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images import open_image
     from pipeline.images.content import content_hash
     from pipeline.store import digest, write_store
@@ -150,8 +150,8 @@ def plain_embed(folders: list[Path], out: Path, config: dict[str, Any]) -> list[
     import torch
 
     from pipeline.backbone import load_backbone
-    from pipeline.config import SeriesSettings
     from pipeline.embedding import embed
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images import reopen_image
     from pipeline.store import Store, digest, write_store
 

@@ -173,7 +173,7 @@ def elements(path: Path) -> int:
 
 def tile_series(folder: Path, store: Path) -> None:
     """What the stage `tile` does for a series."""
-    from pipeline.config import SeriesSettings
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images import open_image
     from pipeline.images.content import content_hash
     from pipeline.store import write_store
@@ -273,7 +273,7 @@ def headers(series: Path, repeats: int, what: str) -> list[Figure]:
 
 def parts(series: Path, repeats: int) -> list[Figure]:
     """Where the time of one series goes."""
-    from pipeline.config import SeriesSettings
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images import open_image
     from pipeline.images.content import content_hash
     from pipeline.images.decoding import read_stored
@@ -330,7 +330,7 @@ def parts(series: Path, repeats: int) -> list[Figure]:
 
 def windows(series: Path, repeats: int) -> Figure:
     """A slice through three windows, out of the HU a store keeps."""
-    from pipeline.config import SeriesSettings
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images import open_image
     from pipeline.tiling import tile
 

@@ -63,8 +63,8 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
 
 def read_all(path: Path, mpp: float, threads: int = 1, passes: int = 1) -> tuple[Job, int]:
     """A job that reads the whole grid of a slide in batches of 64, and how many tiles that is."""
-    from pipeline.config import SlideSettings
     from pipeline.geometry import grid
+    from pipeline.image_settings import SlideSettings
     from pipeline.images.slide import Slide
 
     settings = SlideSettings(mpp=mpp, tile=TILE, stride=TILE)
@@ -196,8 +196,8 @@ def cosine(path: Path) -> Figure:
     import torch
 
     from pipeline.backbone import load_backbone
-    from pipeline.config import BackboneSettings, SlideSettings
     from pipeline.geometry import grid
+    from pipeline.image_settings import BackboneSettings, SlideSettings
     from pipeline.images.slide import Slide
 
     ways = []
@@ -228,8 +228,8 @@ def noise(side: int) -> np.ndarray:
 
 def psnr(folder: Path, what: str, pixels: np.ndarray) -> Figure:
     """Of tiles shrunk by two in the decoder, against the average of squares of the whole tiles; the worst tile."""
-    from pipeline.config import SlideSettings
     from pipeline.geometry import grid
+    from pipeline.image_settings import SlideSettings
     from pipeline.images.slide import Slide
 
     path = write_jpeg_slide(folder / f"{what}.svs", pixels, 0.25, TILE, "ycbcr", quality=QUALITY)
@@ -275,7 +275,7 @@ def sparse_slide(path: Path, side: int, tissue_tiles: int, levels: tuple[int, ..
 
 def tissue(folder: Path, side: int) -> Figure:
     """Seconds to find the tissue of a large slide."""
-    from pipeline.config import SlideSettings
+    from pipeline.image_settings import SlideSettings
     from pipeline.images.slide import Slide
 
     path = folder / "large.tif"
@@ -294,7 +294,7 @@ WORKER = """
 import json, re, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from pipeline.config import QualitySettings, SlideSettings
+from pipeline.image_settings import QualitySettings, SlideSettings
 from pipeline.images import open_image
 from pipeline.tiling import tile
 settings = SlideSettings(mpp=0.25, tile=256, stride=256, quality=QualitySettings(max_white=0.99))

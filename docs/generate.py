@@ -48,7 +48,12 @@ def settings_page() -> str:
     """The reference of all settings, a table per section."""
     top = Config.model_json_schema()
     definitions: dict[str, Any] = top["$defs"]
-    lines = ["# Settings", "", "Generated from `pipeline/config.py` by `make generate`. Unknown keys are refused.", ""]
+    lines = [
+        "# Settings",
+        "",
+        "Generated from the models of `pipeline/config.py` by `make generate`. Unknown keys are refused.",
+        "",
+    ]
 
     def section(title: str, model: dict[str, Any]) -> None:
         lines.extend([f"## {title}", "", model.get("description", "").strip(), ""])

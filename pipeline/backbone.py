@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from pipeline.config import BackboneSettings
 from pipeline.errors import ConfigError, PipelineError, one_line
+from pipeline.image_settings import BackboneSettings
 
 
 @dataclass(frozen=True)

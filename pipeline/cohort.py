@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from pipeline.config import Config, SlideSettings
+from pipeline.config import Config
 from pipeline.errors import CohortError
+from pipeline.image_settings import SlideSettings
 from pipeline.raw import DICOM_SUFFIXES, SLIDE_SUFFIXES
 
 MPP_POLICIES = ("require", "override", "assume")

@@ -18,8 +18,9 @@ from typing import Any
 
 from pipeline import raw
 from pipeline.cohort import Cohort, Row, bag_name, class_names, lacks_mpp, match, mixed_patients, read_labels
-from pipeline.config import Config, SeriesSettings, SlideSettings
+from pipeline.config import Config
 from pipeline.errors import CohortError
+from pipeline.image_settings import SeriesSettings, SlideSettings
 from pipeline.names import Names
 from pipeline.raw import KINDS, Ignored, Kind, RawImage
 from pipeline.store import digest, read_json, write_json

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings
+from pipeline.image_settings import QualitySettings
 
 KEPT, TISSUE, BLUR, PEN, BLACK, WHITE, EDGES = range(7)
 """What became of a tile. TISSUE is given by whoever looked for tissue; the others by `judge`."""

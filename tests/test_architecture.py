@@ -20,7 +20,7 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("tiling", "embedding", "bags", "splits", "heads.*", "dicom_sort", "dicom_table"),
     ("images.*", "shards", "backbone", "quality"),
     ("plan", "names", "cohort", "raw", "companions", "store", "versions"),
-    ("config", "presets"),
+    ("config", "image_settings", "presets"),
     ("errors", "geometry", "windows"),
 )
 """A module imports from lines below its own only. `x.*` is the package x and all modules in it."""
@@ -79,7 +79,8 @@ SAME_LINE: dict[str, set[str]] = {
     "names": {"raw", "cohort", "store"},
     "cohort": {"raw"},
     "raw": {"companions"},
-    "config": {"presets"},
+    "config": {"image_settings"},
+    "image_settings": {"presets"},
 }
 """Modules on one line do not import each other, but for these."""
 
@@ -108,6 +109,7 @@ LIGHT = (
     "store",
     "versions",
     "config",
+    "image_settings",
     "presets",
     "windows",
     "errors",

@@ -16,8 +16,8 @@ from torch import nn
 from torchvision.transforms import InterpolationMode
 
 from pipeline.backbone import Backbone, choose_device, load_backbone, lock_gpu
-from pipeline.config import BackboneSettings
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.image_settings import BackboneSettings
 
 CPU = torch.device("cpu")
 RNG = np.random.default_rng(0)

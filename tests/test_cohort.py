@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cohort import Row, bag_name, class_names, lacks_mpp, match, mixed_patients, read_labels
-from pipeline.config import Config, SlideSettings
+from pipeline.config import Config
 from pipeline.errors import CohortError
+from pipeline.image_settings import SlideSettings
 
 THREE = Config.model_validate({"split": {"folds": 3}})
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import Config, HeadSettings, SeriesSettings, SlideSettings, load_config
+from pipeline.config import Config, HeadSettings, load_config
 from pipeline.errors import ConfigError
+from pipeline.image_settings import SeriesSettings, SlideSettings
 
 CONFIG_FILE = Path(__file__).parents[1] / "config.yaml"
 

@@ -738,7 +738,7 @@ def test_a_sorted_folder_is_a_raw_folder_of_one_series_each(tmp_path: Path, dump
 
 
 def test_a_sorted_series_reads_as_what_it_was(tmp_path: Path, dump: Path) -> None:
-    from pipeline.config import SeriesSettings
+    from pipeline.image_settings import SeriesSettings
     from pipeline.images.series import Series
 
     sort(dump, tmp_path / "ct")

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.config import SlideSettings, load_config
+from pipeline.config import load_config
 from pipeline.errors import ConfigError
+from pipeline.image_settings import SlideSettings
 from pipeline.images.slide import Slide
 from pipeline.presets import PRESETS
 from pipeline.tiling import tile

@@ -7,7 +7,7 @@ import pytest
 from openslide import OpenSlide
 
 from pipeline import quality
-from pipeline.config import QualitySettings
+from pipeline.image_settings import QualitySettings
 from pipeline.quality import (
     BLACK,
     BLUR,

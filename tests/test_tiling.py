@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings
 from pipeline.errors import EmptyImage
 from pipeline.geometry import grid
+from pipeline.image_settings import QualitySettings
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.quality import BLACK, KEPT, TISSUE
 from pipeline.tiling import tile

@@ -15,18 +15,10 @@ import torch
 
 from pipeline.backbone import load_backbone
 from pipeline.bags import Bag
-from pipeline.config import (
-    BackboneSettings,
-    EvaluationSettings,
-    HeadSettings,
-    SeriesSettings,
-    SlideSettings,
-    SplitSettings,
-    TissueSettings,
-    TrainingSettings,
-)
+from pipeline.config import EvaluationSettings, HeadSettings, SplitSettings, TrainingSettings
 from pipeline.embedding import embed
 from pipeline.evaluation import Predictions, evaluate
+from pipeline.image_settings import BackboneSettings, SeriesSettings, SlideSettings, TissueSettings
 from pipeline.images import Image, open_image
 from pipeline.splits import assign_folds
 from pipeline.tiling import tile

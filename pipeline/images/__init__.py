@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings, SeriesSettings, SlideSettings
+from pipeline.image_settings import QualitySettings, SeriesSettings, SlideSettings
 
 READ_OK, READ_FAILED = 0, 1
 """Status of one tile: its pixels are there, or could not be decoded (its pixels are then white or black filler)."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.decoding import read_stored
 from pipeline.images.dicom import SliceHeader
 from pipeline.images.elements import PHASES

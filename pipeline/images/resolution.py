@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from xml.etree import ElementTree
 
-from pipeline.config import SlideSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SlideSettings
 
 Source = Literal["property", "tiff", "ome", "objective", "labels", "config"]
 

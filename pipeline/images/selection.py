@@ -12,8 +12,8 @@ from itertools import groupby
 from pathlib import Path
 from statistics import median
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.dicom import SliceHeader, read_headers
 from pipeline.images.elements import quiet_pydicom
 from pipeline.images.vocabulary import REFORMATS, is_sharp
@@ -228,14 +228,16 @@ def none_fit(candidates: Sequence[Candidate], reasons: dict[int, str], settings:
     best = max(candidates, key=lambda series: series.slices)
     several = f" in the largest of {len(candidates)} CT series" if len(candidates) > 1 else ""
     if reasons[id(best)] == "too few slices":
-        return (
-            f"{best.slices} slices{several}, fewer than min_slices {settings.min_slices}: lower series.min_slices, or "
-            "leave this series out"
-        )
+        return too_few(f"{best.slices} slices{several}", settings)
     return (
         f"{best.slices} slices{several} lie {best.oblique:.0f} degrees from axial, more than max_oblique_deg "
         f"{settings.max_oblique_deg:g}: raise series.max_oblique_deg, or leave this series out"
     )
+
+
+def too_few(found: str, settings: SeriesSettings) -> str:
+    """What is said of so many slices."""
+    return f"{found}, fewer than min_slices {settings.min_slices}: lower series.min_slices, or leave this series out"
 
 
 def names(header: SliceHeader) -> set[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings, SeriesSettings
+from pipeline.image_settings import QualitySettings, SeriesSettings
 from pipeline.images import READ_OK
 from pipeline.images.hounsfield import AIR
 from pipeline.images.volume import read_volume

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.companions import missing_parts
-from pipeline.config import QualitySettings, SlideSettings
 from pipeline.errors import ImageError, one_line
+from pipeline.image_settings import QualitySettings, SlideSettings
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.images.annotation import annotation_of, rasterise, read_geojson
 from pipeline.images.colour import PROFILE_ERRORS, ToSrgb

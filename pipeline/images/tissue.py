@@ -18,7 +18,7 @@ import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from pipeline.config import TissueSettings
+from pipeline.image_settings import TissueSettings
 
 MIN_SATURATION, MAX_SATURATION = 0.05 * 255, 0.2 * 255
 """ASSUME: what is less saturated than 5 % is glass, and more than 20 % tissue, whatever Otsu's threshold says. So a

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.decoding import MOST_PIXELS, read_stored
 from pipeline.images.dicom import SliceHeader, read_headers
 from pipeline.images.elements import quiet_pydicom
@@ -25,7 +25,7 @@ from pipeline.images.hounsfield import (
 )
 from pipeline.images.record import geometry_record, header_record, notes_on_record
 from pipeline.images.repeats import one_at_each
-from pipeline.images.selection import choose
+from pipeline.images.selection import choose, too_few
 from pipeline.images.stacking import Geometry, measure, notes, stack
 
 MOST_VOXELS = 1 << 31
@@ -61,10 +61,7 @@ def read_volume(
         stacked, duplicates, others = one_at_each(stack(choice.headers, settings.order != "position"), settings)
         slices = [at_position[0] for at_position in stacked.slices]
         if len(slices) < settings.min_slices:
-            raise ImageError(
-                f"{len(slices)} slices, fewer than min_slices {settings.min_slices}: lower series.min_slices, or "
-                "leave this series out"
-            )
+            raise ImageError(too_few(f"{len(slices)} slices", settings))
         geometry = measure(stacked)
         said = notes(geometry)
         if geometry.n_missing and settings.missing_slices == "refuse":

@@ -5,8 +5,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import BackboneSettings, SeriesSettings, SlideSettings
 from pipeline.errors import ConfigError, ImageError
+from pipeline.image_settings import BackboneSettings, SeriesSettings, SlideSettings
 from pipeline.runners.job import RESULTS, Job
 from pipeline.runners.raw_images import RawImages
 from pipeline.shards import Beat, Row, Shard, Work, map_shard

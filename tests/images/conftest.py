@@ -12,8 +12,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.volume import read_volume
 
 WriteSlide = Callable[..., Path]

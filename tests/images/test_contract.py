@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import SeriesSettings, SlideSettings, TissueSettings
 from pipeline.geometry import grid
+from pipeline.image_settings import SeriesSettings, SlideSettings, TissueSettings
 from pipeline.images import READ_OK, Image, open_image, reopen_image
 
 

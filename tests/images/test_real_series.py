@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.pixels import pixel_array
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.elements import quiet_pydicom
 from pipeline.images.series import Series
 from pipeline.images.volume import read_volume

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.config import SlideSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SlideSettings
 from pipeline.images.resolution import Resolution, find_resolution
 
 REMEDY = ": state the true one in the `mpp` column of labels.csv, or set slide.mpp_policy"

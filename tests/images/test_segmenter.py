@@ -9,8 +9,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.config import TissueSettings
 from pipeline.errors import ConfigError
+from pipeline.image_settings import TissueSettings
 from pipeline.images.segmenter import OVERLAP, PIECE, load, pieces, predict
 from pipeline.images.tissue import segment
 

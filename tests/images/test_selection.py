@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydicom.uid import UID
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images import selection
 from pipeline.images.dicom import Coding, SliceHeader
 from pipeline.images.selection import PREFERENCES, Choice, choose, refuse_dump

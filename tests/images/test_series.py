@@ -19,8 +19,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images import READ_OK, open_image, reopen_image
 from pipeline.images.series import Series
 from pipeline.store import digest

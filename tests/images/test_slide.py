@@ -10,9 +10,9 @@ import pytest
 import tifffile
 from openslide import OpenSlide
 
-from pipeline.config import SlideSettings
 from pipeline.errors import ImageError
 from pipeline.geometry import grid
+from pipeline.image_settings import SlideSettings
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.images.slide import Slide, qupath_origin
 from pipeline.quality import KEPT, TISSUE, WHITE

@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import pytest
 
-from pipeline.config import SlideSettings, TissueSettings
+from pipeline.image_settings import SlideSettings, TissueSettings
 from pipeline.images import segmenter
 from pipeline.images.tissue import Tissue, interpolate, keeps, large_pieces, otsu, segment
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import QualitySettings
+from pipeline.image_settings import QualitySettings
 
 
 class StandIn:

@@ -18,8 +18,8 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from pipeline.config import SeriesSettings
 from pipeline.errors import ImageError
+from pipeline.image_settings import SeriesSettings
 from pipeline.images.volume import read_volume
 from support.ct_files import Change, ct, head, save, write_ct, write_frames
 from support.workspace import Workspace
