@@ -24,7 +24,6 @@ DICOM_ERRORS: tuple[type[Exception], ...] = (
     *CONTENT_ERRORS,
     BytesLengthException,
     InvalidDicomError,
-    RecursionError,  # sequences inside sequences
     struct.error,
     zlib.error,
 )

@@ -156,8 +156,8 @@ class Shares:
     def looks_like_hu(self) -> bool:
         """Whether the shares are those of HU in an image of a patient with air around or inside.
 
-        Deviates from the measured rule in that air is a share of the pixels that are no padding: a field of view that
-        a patient fills, in a square of padding, has 4.4 % of all pixels and 5.6 % of these.
+        Deviates from the measured rule in that air is a share of what was scanned, above NOTHING_HU and no padding: a
+        patient who fills the circle that was scanned leaves 4.4 % of all pixels and 5.6 % of these.
         """
         scanned = max(1, self.pixels - self._outside)
         return self._air > LEAST_AIR * scanned and self.tissue > LEAST_TISSUE

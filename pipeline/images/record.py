@@ -12,7 +12,10 @@ from pipeline.images.dicom import SliceHeader
 from pipeline.images.elements import PHASES
 from pipeline.images.stacking import Geometry
 
-LOST = ("unreadable header", "no position or orientation", "no pixels", "multi-frame without a place for each frame")
+LOST = (
+    "unreadable header", "no position or orientation", "no pixels", "multi-frame without a place for each frame",
+    "more frames than can be read",
+)  # fmt: skip
 """Reasons of files that may have been slices of the series."""
 
 GEOMETRY = (

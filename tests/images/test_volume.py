@@ -404,3 +404,10 @@ def test_a_series_larger_than_any_is_not_begun(write_slice, refusal, monkeypatch
     for z in range(2):
         write_slice(f"{z}", z=z)
     assert refusal() == "2 slices of 16 x 16 pixels are no CT series: leave this folder out"
+
+
+def test_a_file_of_more_frames_than_can_be_read_may_have_been_of_the_series(write_slice, read_series):
+    write_slice("a")
+    write_slice("b", z=1, NumberOfFrames=1_000_000)
+    said = "left out, though they may be slices: 1 more frames than can be read"
+    assert said in read_series()[1]["notes"]
