@@ -1,14 +1,17 @@
 """Keys, JSON files and Zarr stores: everything is written beside its final name, renamed once, never overwritten."""
 
+import errno
 import hashlib
 import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.chunks import is_ours, read_chunks, write_array
 from pipeline.errors import CONTENT_ERRORS, StoreError, one_line
 
 if TYPE_CHECKING:
@@ -18,9 +21,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 """Version of the stores' layout."""
 
-CHUNK_BYTES = 4 << 20
-MOST_CHUNKS = 12
-"""With three arrays, of which one is large, a store stays below 20 files."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def digest(value: object, length: int = 64) -> str:
@@ -77,6 +78,10 @@ def new_folder(path: Path) -> Iterator[Path]:
         except OSError:
             if not path.exists():  # nobody else finished first: the disk says no
                 raise
+    except OSError as error:
+        if error.errno in DISK_FULL and not error.filename:  # a failed write does not say where it was
+            error.filename = str(path.parent)
+        raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -89,29 +94,16 @@ def write_store(path: Path, arrays: "Mapping[str, NDArray[Any]]", attributes: Ma
         arrays: by name; uncompressed, with a crc32c checksum on every chunk. Rows are the first axis.
         attributes: JSON; must hold `key`. The layout's version is added.
     """
-    import zarr
-    from zarr.codecs import Crc32cCodec
-
     if path.exists():
         return
     with new_folder(path) as beside:
-        group = zarr.create_group(beside, attributes={**attributes, "schema": SCHEMA})
-        for name, values in arrays.items():
-            chunks = (_chunk_rows(values), *values.shape[1:])
-            # A chunk of zeros is written too: otherwise a lost chunk would be read as zeros.
-            group.create_array(
-                name, data=values, chunks=chunks, compressors=[Crc32cCodec()], config={"write_empty_chunks": True}
-            )
+        described = {name: write_array(beside / name, values) for name, values in arrays.items()}
         # Chunks carry checksums, metadata does not: the attributes vouch for the arrays', and for themselves.
-        metadata = {name: file_digest(beside / name / "zarr.json") for name in arrays}
-        group.attrs["arrays"] = metadata
-        group.attrs["checksum"] = digest(dict(group.attrs))
-
-
-def _chunk_rows(values: "NDArray[Any]") -> int:
-    rows = max(1, len(values))
-    bytes_per_row = max(1, values.nbytes // rows)
-    return min(rows, max(CHUNK_BYTES // bytes_per_row, -(-rows // MOST_CHUNKS), 1))
+        metadata = {name: hashlib.sha256(text).hexdigest() for name, text in described.items()}
+        full = {**attributes, "schema": SCHEMA, "arrays": metadata}
+        full["checksum"] = digest(full)
+        group = {"attributes": full, "zarr_format": 3, "node_type": "group"}
+        (beside / "zarr.json").write_bytes(json.dumps(group, indent=2).encode())
 
 
 class Store:
@@ -123,14 +115,14 @@ class Store:
         Raises:
             StoreError: it is missing, damaged, or its key is not the one asked for.
         """
-        import zarr
-
         self.path = path
         try:
-            self._group = zarr.open_group(path, mode="r")
+            group = json.loads((path / "zarr.json").read_bytes())
+            if (group["node_type"], group["zarr_format"]) != ("group", 3):
+                raise ValueError("it is no Zarr v3 group")
+            self.attributes: dict[str, Any] = dict(group["attributes"])
         except CONTENT_ERRORS as error:
             raise self._damaged(error) from None
-        self.attributes: dict[str, Any] = dict(self._group.attrs)
         checked = {name: value for name, value in self.attributes.items() if name != "checksum"}
         if self.attributes.get("checksum") != digest(checked):
             raise self._damaged(ValueError("its attributes are not as they were written"))
@@ -152,21 +144,34 @@ class Store:
         """Some rows of an array, checksums verified.
 
         Raises:
-            StoreError: a byte is not as it was written, or a chunk is gone.
+            StoreError: a byte of these rows' chunks is not as it was written, or a chunk is gone.
+            IndexError: there are no such rows.
         """
+        try:
+            text = (self.path / name / "zarr.json").read_bytes()
+            if hashlib.sha256(text).hexdigest() != self.attributes["arrays"][name]:
+                raise ValueError(f"{name}: its metadata are not as they were written")
+            description = json.loads(text)
+            if is_ours(description):
+                return read_chunks(self.path / name, description, rows)
+            return self._read_by_zarr(name, rows)
+        except IndexError:  # the caller's mistake, not the store's: its metadata are as they were written
+            raise
+        except CONTENT_ERRORS as error:
+            raise self._damaged(error) from None
+
+    def _read_by_zarr(self, name: str, rows: "slice | NDArray[np.int64]") -> "NDArray[Any]":
+        """What others have packed anew, compressed or in shards."""
         import numpy as np
         import zarr
 
-        try:
-            if file_digest(self.path / name / "zarr.json") != self.attributes["arrays"][name]:
-                raise ValueError(f"{name}: its metadata are not as they were written")
-            array = self._group[name]
-            assert isinstance(array, zarr.Array)
-            if array.nchunks_initialized != array.nchunks:
-                raise ValueError(f"{name}: {array.nchunks_initialized} of {array.nchunks} chunks are there")
-            return np.asarray(array[rows])
-        except CONTENT_ERRORS as error:
-            raise self._damaged(error) from None
+        array = zarr.open_array(self.path / name, mode="r")
+        stored = array.shards or array.chunks
+        expected = prod(-(-side // each) for side, each in zip(array.shape, stored, strict=True))
+        found = array.nchunks_initialized // prod(s // c for s, c in zip(stored, array.chunks, strict=True))
+        if found != expected:  # Zarr would read what is gone as its fill value
+            raise ValueError(f"{name}: {found} of {expected} stored chunks are there")
+        return np.asarray(array[rows])
 
     def _damaged(self, error: Exception) -> StoreError:
         return StoreError(
