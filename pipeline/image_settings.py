@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from pipeline.model_presets import MODELS, mismatch, with_model
 from pipeline.presets import with_preset
 from pipeline.windows import NAMED, resolve
 
@@ -36,17 +37,54 @@ class Settings(BaseModel):
 class BackboneSettings(Settings):
     """The frozen timm model that turns a tile into an embedding."""
 
-    model: str = Field("resnet18", description="Name of a timm model, as `timm.list_models()` prints it.")
+    preset: str = Field(
+        "none",
+        description="none, or a model whose authors state how to use it: " + ", ".join(MODELS) + " (docs/backbones.md)."
+        " It sets `model` and what goes with it; `weights` stays yours.",
+    )
+    model: str = Field(
+        "resnet18", description="Name of a timm model, as `timm.list_models()` prints it, or hf-hub:OWNER/NAME."
+    )
     weights: Literal["hub", "file", "random"] = Field(
         "hub", description="Where the weights come from: the Hugging Face hub, a local file, or a random generator."
     )
-    revision: str = Field("main", description="hub: the revision (a commit, better than a branch) to fetch.")
+    revision: str = Field(
+        "main", description="hub: the revision to fetch; a branch is pinned to the commit it is at when first fetched."
+    )
     file: str = Field("", description="file: path of a safetensors file or a state dict, strict about its keys.")
     seed: int = Field(0, ge=0, description="random: seed of the weights.")
     input_size: int = Field(
         0, ge=0, le=4096, description="Side in pixels that tiles are resized to; 0: the model's own input size."
     )
-    batch: int = Field(32, ge=1, description="Tiles per forward pass; the last batch is padded to this size.")
+    crop: Literal["whole", "model"] = Field(
+        "whole",
+        description="whole: the whole tile is resized to the input; model: resized and cropped as timm evaluates the "
+        "model, which loses the border of every tile.",
+    )
+    output: Literal["pooled", "class", "mean", "class_mean"] = Field(
+        "pooled",
+        description="The embedding: what the model pools; of transformers also the class token, the mean of the "
+        "patches' tokens, or both, one after the other.",
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="Of the model's sums; bf16 and fp16 are for GPUs, and faster there."
+    )
+    dtype: Literal["fp16", "fp32"] = Field("fp16", description="Numbers that embeddings are kept in.")
+    allow_mismatch: bool = Field(
+        False, description="preset: allow tiles of another size or resolution than its authors state."
+    )
+    batch: int = Field(
+        32, ge=1, description="Tiles per forward pass, the last one padded; changes how fast, not what, is embedded."
+    )
+    channels_last: bool = Field(True, description="Memory layout of pictures; changes how fast, not what, is embedded.")
+    compile: bool = Field(
+        False, description="torch.compile: a minute at the start, then faster; changes how fast, not what, is embedded."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        return with_model(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _file_is_named(self) -> Self:
@@ -55,12 +93,27 @@ class BackboneSettings(Settings):
         return self
 
 
+HOW_FAST = frozenset(("batch", "channels_last", "compile"))
+"""Settings of a backbone that change how fast and not what is embedded; docs/embedding.md has the tolerance."""
+
+WHERE_FROM = frozenset(("weights", "revision", "file", "seed", "allow_mismatch"))
+"""Settings of a backbone whose outcome is the weights, which are told apart by their bytes or seed."""
+
+
 class ModalitySettings(Settings):
     """What slides and series have in common."""
 
     backbone: BackboneSettings = Field(default_factory=BackboneSettings, description="The model that embeds tiles.")
     images_per_shard: int = Field(
         8, ge=1, description="Images that one job maps over, about; the number of shards is a power of two."
+    )
+    features: str = Field(
+        "",
+        description="Folder of features that exist already, which take the place of raw images of this kind "
+        "(docs/features.md); empty: images are read.",
+    )
+    features_of: Literal["file", "folder"] = Field(
+        "file", description="features: what is one image: a file, or a folder with all files in it (of a patient, say)."
     )
 
 
@@ -167,6 +220,12 @@ class SlideSettings(ModalitySettings):
     @classmethod
     def _preset(cls, values: Any) -> Any:
         return with_preset(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _fits_the_model(self) -> Self:
+        if not self.backbone.allow_mismatch and (found := mismatch(self.backbone.preset, self.tile, self.mpp)):
+            raise ValueError(found)
+        return self
 
     @model_validator(mode="after")
     def _mpp_is_stated(self) -> Self:
