@@ -17,6 +17,7 @@ configfile:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/tile.smk"
 include: "workflow/rules/embed.smk"
+include: "workflow/rules/adopt.smk"
 include: "workflow/rules/cohort.smk"
 include: "workflow/rules/learn.smk"
 include: "workflow/rules/report.smk"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,10 +10,12 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.config import Config
 from pipeline.errors import CohortError
+from pipeline.feature_scan import FEATURE_SUFFIXES
 from pipeline.image_settings import SlideSettings
 from pipeline.raw import DICOM_SUFFIXES, SLIDE_SUFFIXES
 
 MPP_POLICIES = ("require", "override", "assume")
+FILE_SUFFIXES = SLIDE_SUFFIXES | DICOM_SUFFIXES | frozenset(FEATURE_SUFFIXES)
 COLUMNS = frozenset(["image", "patient", "case", "exclude", "site", "mpp", "mpp_policy", "series", "label"])
 
 
@@ -145,24 +148,30 @@ def match(rows: list[Row], images: Iterable[str], plain: Iterable[str] = ()) -> 
         CohortError: two rows name one image, or one row may mean several.
     """
     by_path = {path: path for path in images}
+    by_form = {unicodedata.normalize("NFC", path): path for path in by_path}
     by_short: dict[str, list[str]] = defaultdict(list)
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in by_path:
         pure = PurePosixPath(path)
-        # Only what a slide's file ends in is a suffix: a series' folder may be called 1.2.840.4 beside 1.2.840.
-        short = pure.with_suffix("") if pure.suffix.lower() in SLIDE_SUFFIXES | DICOM_SUFFIXES else pure
-        by_short[str(short)].append(path)
+        # Only what an image's file ends in is a suffix: a series' folder may be called 1.2.840.4 beside 1.2.840.
+        short = pure.with_suffix("") if pure.suffix.lower() in FILE_SUFFIXES else pure
+        by_short[unicodedata.normalize("NFC", str(short))].append(path)
         for name in {short.name, pure.name}:
-            by_stem[name].append(path)
+            by_stem[unicodedata.normalize("NFC", name)].append(path)
     by_path.update({path: path for path in plain})
 
     found: dict[str, Row] = {}
     unseen: dict[str, Row] = {}
     missing: list[Row] = []
     for row in rows:
-        paths = [row.image] if row.image in by_path else by_short.get(row.image, [])
+        called = unicodedata.normalize("NFC", row.image)  # a Mac writes the letter and its dots apart
+        exact = row.image if row.image in by_path else by_form.get(called)
+        paths = [exact] if exact else by_short.get(called, [])
         if row.by_stem and not paths:
-            paths = by_stem.get(row.image, [])
+            paths = by_stem.get(called, [])
+        if not paths and (name := _of_slide(called)):  # features, labelled by the slide they were made of
+            found_by = by_stem if row.by_stem else by_short
+            paths = [path for path in found_by.get(name, []) if path.lower().endswith(FEATURE_SUFFIXES)]
         if len(paths) > 1:
             raise CohortError(
                 f"labels line {row.number}: `image` may mean {len(paths)} different images: write the path below "
@@ -177,6 +186,12 @@ def match(rows: list[Row], images: Iterable[str], plain: Iterable[str] = ()) -> 
             unseen[row.image] = row
             missing.append(row)
     return Cohort(found, missing)
+
+
+def _of_slide(image: str) -> str:
+    """The name of a slide without its suffix; empty when it has none."""
+    pure = PurePosixPath(image)
+    return str(pure.with_suffix("")) if pure.suffix.lower() in SLIDE_SUFFIXES else ""
 
 
 def lacks_mpp(row: Row | None, settings: SlideSettings) -> str:

@@ -16,11 +16,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pipeline import raw
 from pipeline.cohort import Cohort, Row, bag_name, class_names, lacks_mpp, match, mixed_patients, read_labels
 from pipeline.config import Config
 from pipeline.errors import CohortError
-from pipeline.image_settings import SeriesSettings, SlideSettings
+from pipeline.feature_scan import find_images
+from pipeline.image_settings import BackboneSettings, SeriesSettings, SlideSettings
+from pipeline.model_presets import overlap
 from pipeline.names import Names
 from pipeline.raw import KINDS, Ignored, Kind, RawImage
 from pipeline.store import digest, read_json, write_json
@@ -30,6 +31,9 @@ RESULTS = Path("results")
 """Below the working directory, always: a name of an image can not lead out of it."""
 
 FAMILIES = ("labelled", "unlabelled")
+
+ADOPTED = frozenset(("features", "features_of"))
+"""Settings that decide nothing where images are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,13 @@ class Plan:
             if not job.slice_path.exists():
                 write_json(job.slice_path, job.slice)
 
+    def warnings(self, config: Config, kind: Kind) -> list[str]:
+        """What to know of one modality before its figures are believed; names no image and no patient."""
+        rows, section = self.cohort.rows, config.modality(kind)
+        names = [f"{i.path} {rows[i.path].patient if i.path in rows else ''}" for i in self.images[kind]]
+        found = "" if section.features else overlap(section.backbone.preset, names)
+        return [found] if found else []
+
     def labelled(self, kind: Kind) -> dict[str, Row]:
         """Rows of the images of one modality that can train, by the image's path."""
         rows = self.cohort.rows
@@ -99,21 +110,27 @@ def build(config: Config) -> Plan:
     Raises:
         CohortError: the labels cannot be right; before any job.
     """
-    plan = Plan()
-    found, plan.ignored = raw.scan(Path(config.raw))
+    plan, names = Plan(), Names.of(config)
+    found, plan.ignored = find_images(config)
     plain = [image.path for image in found if image.plain]
     plan.cohort = match(read_labels(Path(config.labels)), [image.path for image in found if not image.plain], plain)
     rows = plan.cohort.rows
     reasons = {path: lacks_mpp(rows.get(path), config.slide) for path in plain}
     found = [image for image in found if not reasons.get(image.path)]
     plan.ignored += [Ignored(path, reason) for path, reason in reasons.items() if reason]
+    if plan.cohort.missing and found and not rows:
+        first = plan.cohort.missing[0]
+        raise CohortError(
+            f"{config.labels}: none of its {len(plan.cohort.missing)} rows names one of the {len(found)} images that "
+            f"are there (line {first.number} says {names.free_text(first.image)}, an image is called "
+            f"{names.free_text(found[0].path)}): write paths below the folder of images"
+        )
     if config.strict and plan.cohort.missing:
         numbers = ", ".join(str(row.number) for row in plan.cohort.missing[:10])
         raise CohortError(
             f"{config.labels}: {len(plan.cohort.missing)} rows name images that are not below {config.raw} "
             f"(lines {numbers}{', ...' if len(plan.cohort.missing) > 10 else ''}): bring them, or set strict: false"
         )
-    names = Names.of(config)
     embeds: dict[tuple[Kind, str], list[Job]] = {}
     for kind in KINDS:
         here = [image for image in found if image.kind == kind]
@@ -137,7 +154,7 @@ def build(config: Config) -> Plan:
 
 
 def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: str, images: list[RawImage]) -> list[Job]:
-    """Add the tile and embed jobs of one family of shards; the embed jobs."""
+    """Add the tile and embed jobs of one family of shards, or the adopt jobs; those that give the embeddings."""
     if not images:
         return []
     section = config.modality(kind)
@@ -148,29 +165,46 @@ def _add_images(plan: Plan, config: Config, names: Names, kind: Kind, family: st
         row = plan.cohort.rows.get(image.path)
         name = names.image(image)
         entry: dict[str, Any] = {"id": name, "kind": kind, "identity": image.identity}
-        if row:
+        if row and not section.features:
             series = digest(row.series, 16) if row.series else ""
             stated = {"mpp": row.mpp, "mpp_policy": row.mpp_policy, "series": series}
             entry["stated"] = {name: value for name, value in stated.items() if value}
-        if len(image.files) > 1:
+        if image.files not in ((), (image.path,)):
             entry["files"] = names.files(image)
         shard = int(sha256(name.encode()).hexdigest(), 16) % shards
         members[shard].append(entry)
         whose[shard].append(image)
-    common: dict[str, Any] = {"raw": config.raw, "private": config.private if config.ids == "hashed" else ""}
+    private = config.private if config.ids == "hashed" else ""
+    common: dict[str, Any] = {"raw": section.features or config.raw, "private": private}
     jobs = []
     for shard, entries in sorted(members.items()):
         shard_name = f"{kind}-{family}-{shard:04d}of{shards:04d}"
+        if section.features:
+            of = {"features_of": section.features_of}
+            adopt = plan.add("adopt", shard_name, of, images=entries, **common)
+            names.keep(adopt, images=whose[shard])
+            jobs.append(adopt)
+            continue
         tile = plan.add("tile", shard_name, tile_settings(config, kind), images=entries, **common)
-        embed = plan.add("embed", shard_name, embed_settings(section), [tile], images=entries, **common)
+        before = [tile, *_weights(plan, section.backbone)]
+        embed = plan.add("embed", shard_name, embed_settings(section), before, images=entries, **common)
         names.keep(tile, embed, images=whose[shard])
         jobs.append(embed)
     return jobs
 
 
+def _weights(plan: Plan, backbone: BackboneSettings) -> list[Job]:
+    """The job that fetches the weights of a backbone, if it takes them from the hub; one for all that take the same."""
+    if backbone.weights != "hub":
+        return []
+    settings = backbone.model_dump(mode="json", include={"preset", "model", "revision", "output"})
+    known = [job for job in plan.jobs if job.stage == "weights" and job.slice["settings"] == settings]
+    return known or [plan.add("weights", "hub", settings)]
+
+
 def tile_settings(config: Config, kind: Kind) -> dict[str, Any]:
     """What decides a tile store: the section without what `embed` alone reads, and what a segmenter's file is now."""
-    later = {"backbone", "images_per_shard", "windows", "channels", "max_unreadable"}
+    later = {"backbone", "images_per_shard", "windows", "channels", "max_unreadable", *ADOPTED}
     settings = config.modality(kind).model_dump(mode="json", exclude=later)
     if kind == "slide":
         settings["content_hash"] = config.content_hash
@@ -181,7 +215,7 @@ def tile_settings(config: Config, kind: Kind) -> dict[str, Any]:
 
 def embed_settings(section: SlideSettings | SeriesSettings) -> dict[str, Any]:
     """What decides an embedding store, beside the tile store: the whole section, and what the weights file is now."""
-    settings = section.model_dump(mode="json", exclude={"images_per_shard"})
+    settings = section.model_dump(mode="json", exclude={"images_per_shard", *ADOPTED})
     if section.backbone.weights == "file":
         settings["weights_file"] = _file_now(section.backbone.file)
     return settings
@@ -235,6 +269,7 @@ def _add_learning(
     }
     shown: list[Job] = []
     predictions: list[Job] = []
+    pictures = 0 if config.modality(kind).features else config.explain.images  # of features nobody has the pixels
     for name, head in config.heads.items():
         settings = {
             "head": head.model_dump(mode="json"),
@@ -245,11 +280,12 @@ def _add_learning(
             for fold in range(config.split.folds)
             for seed in config.training.seeds
         ]
-        shows = {"images": config.explain.images}
+        shows = {"images": pictures}
         test = plan.add("predict", f"{kind}-{name}-test", shows, [gate, split, *trained], head=name)
         predictions.append(test)
-        if config.explain.images:
-            explain_settings = config.modality(kind).model_dump(mode="json", exclude={"images_per_shard", "backbone"})
+        if pictures:
+            unread = {"images_per_shard", "backbone", *ADOPTED}
+            explain_settings = config.modality(kind).model_dump(mode="json", exclude=unread)
             shown.append(plan.add("explain", f"{kind}-{name}", explain_settings, [gate, test], head=name))
         if unlabelled:
             inputs = [gate, *trained, *unlabelled]
@@ -273,8 +309,16 @@ def _add_tables(plan: Plan, config: Config, names: Names, embeds: list[Job], sho
     sites = {names.by_path(i.path, k): rows[i.path].site for k in KINDS for i in plan.images[k] if i.path in rows}
     plan.targets.append(_published(plan, "catalog", {}, embeds, listed=listed, labels=labels, sites=sites))
     settings = config.model_dump(mode="json", exclude={"raw", "labels", "private"})
+    for (
+        kind
+    ) in KINDS:  # the path of a folder is nobody's business, and where features are read the rest decides nothing
+        settings[kind].pop("features")
+        if config.modality(kind).features:
+            settings[kind] = {"features_of": settings[kind]["features_of"]}
     cohort = {
         kind: {
+            "adopted": bool(config.modality(kind).features),
+            "warnings": plan.warnings(config, kind),
             "classes": plan.classes.get(kind, ()),
             "patients": len({row.patient for row in plan.labelled(kind).values()}),
             "mixed_patients": mixed_patients(plan.labelled(kind).values()),

@@ -140,7 +140,7 @@ def series_files(folder: Path) -> list[Path]:
 
 
 def _series(folder: Path) -> list[File]:
-    files = [file for file in _files_and_folders(folder)[0] if file.name.isprintable()]
+    files = [file for file in files_and_folders(folder)[0] if file.name.isprintable()]
     beside = {name for names in _beside(folder, files).values() for name in names}
     return _sort_dicom(folder, [file for file in files if _may_be_dicom(file.name) and file.name not in beside])[0]
 
@@ -151,7 +151,7 @@ def _scan_folder(
     """Add the images of one folder and of those inside it. `below` is its path below raw, '' or ending in a slash."""
     try:
         here = os.stat(folder)
-        files, folders = _files_and_folders(folder)
+        files, folders = files_and_folders(folder)
     except OSError as error:
         ignored.append(Ignored(below, f"cannot be opened ({error.strerror})"))
         return
@@ -200,7 +200,12 @@ def _scan_folder(
         _scan_folder(folder / name, f"{below}{name}/", (*above, (here.st_dev, here.st_ino)), images, ignored)
 
 
-def _files_and_folders(folder: Path) -> tuple[list[File], list[str]]:
+def files_and_folders(folder: Path) -> tuple[list[File], list[str]]:
+    """What a folder holds itself, each sorted by name, without names that start with a dot.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
     files: list[File] = []
     folders: list[str] = []
     with os.scandir(folder) as entries:
@@ -259,7 +264,7 @@ def _beside(folder: Path, files: list[File]) -> dict[str, list[str]]:
 def _inside(folder: Path, name: str) -> list[File]:
     """The files of a MIRAX slide's folder; without them the slide cannot be opened, as its row will say."""
     try:
-        files = _files_and_folders(folder / name)[0]
+        files = files_and_folders(folder / name)[0]
     except OSError:
         return []
     return [File(f"{name}/{f.name}", f.size, f.mtime_ns, f.changed_ns) for f in files]

@@ -136,7 +136,9 @@ def test_check_says_what_a_run_would_do(work: Path, capsys: pytest.CaptureFixtur
         "excluded: 1: a/blurred.svs",
         "ignored: 1: notes.txt is no slide and no DICOM file",
     ]
-    assert lines[-1].startswith("to do: 1 tile, 1 embed, 1 gate, 1 split, 6 train, 2 predict, 2 explain, 1 evaluate, ")
+    assert lines[-1].startswith(
+        "to do: 1 tile, 1 weights, 1 embed, 1 gate, 1 split, 6 train, 2 predict, 2 explain, 1 evaluate, "
+    )
     assert "about 6 minutes of one core" in lines[-1]  # 60 s a slide as long as none was done
 
 

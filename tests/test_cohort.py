@@ -251,3 +251,35 @@ def test_mixed_patients_are_counted_by_label_and_not_by_image() -> None:
     cohort = rows(("1", "P1", "no"), ("2", "P1", "no"), ("3", "P2", "no"), ("4", "P2", "yes"), ("5", "P3", ""))
     assert mixed_patients(cohort.values()) == 1
     assert mixed_patients([*cohort.values(), *rows(("6", "P3", "yes")).values()]) == 1  # no label is not another label
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz", ".csv", ".zarr"])
+def test_feature_files_are_found_with_and_without_suffix_and_by_their_stem(tmp_path: Path, suffix: str) -> None:
+    images = [f"a/TCGA-1.c7b1{suffix}", f"h5_files/slide_1{suffix}"]
+    for name in ("a/TCGA-1.c7b1", f"a/TCGA-1.c7b1{suffix}"):
+        assert list(match(read(tmp_path, f"image,patient\n{name},P\n"), images).rows) == images[:1]
+    clam = read(tmp_path, "case_id,slide_id,label\nP1,TCGA-1.c7b1,a\nP2,slide_1,b\n")
+    assert {path: row.patient for path, row in match(clam, images).rows.items()} == dict(
+        zip(images, ["P1", "P2"], strict=True)
+    )
+    assert len(match(read(tmp_path, "image,patient\na/TCGA-1,P\n"), images).missing) == 1
+
+
+def test_features_are_found_by_the_name_of_their_slide(tmp_path: Path) -> None:
+    """As in CLAM's tables: slide_id with the slide's suffix."""
+    clam = read(tmp_path, "case_id,slide_id,label\nP1,TCGA-1.c7b1.svs,a\nP2,2.ndpi,b\n")
+    images = ["deep/TCGA-1.c7b1.pt", "2.h5"]
+    assert {path: row.patient for path, row in match(clam, images).rows.items()} == dict(
+        zip(images, ["P1", "P2"], strict=True)
+    )
+    assert list(match(read(tmp_path, "image,patient\na/1.svs,P\n"), ["a/1.npy", "b/1.npy"]).rows) == ["a/1.npy"]
+    assert len(match(clam, ["TCGA-1.c7b1.tiff"]).missing) == 2  # another slide is not this one
+
+
+def test_letters_that_a_mac_writes_in_two_parts_are_the_same_letters(tmp_path: Path) -> None:
+    apart, together = "Mu\u0308ller", "M\u00fcller"
+    for there, said in ((apart, together), (together, apart)):
+        for row in (f"a/{said}", f"a/{said}.svs"):
+            assert list(match(read(tmp_path, f"image,patient\n{row},P\n"), [f"a/{there}.svs"]).rows) == [
+                f"a/{there}.svs"
+            ]

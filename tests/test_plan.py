@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import plan as plan_module
 from pipeline.config import Config, load_config
-from pipeline.errors import CohortError
+from pipeline.errors import CohortError, ConfigError
 from pipeline.plan import Job, Plan, build
 from pipeline.store import read_json, write_json
 
@@ -136,7 +136,7 @@ def test_slices_are_written_once_and_say_what_the_job_is(cohort: Path) -> None:
 
 def test_without_labels_images_are_embedded_and_nothing_is_learnt(cohort: Path) -> None:
     Path("labels.csv").unlink()
-    assert {job.stage for job in build(config()).jobs} == {"tile", "embed", "catalog", "report"}
+    assert {job.stage for job in build(config()).jobs} == {"tile", "weights", "embed", "catalog", "report"}
 
 
 def test_an_empty_raw_folder_still_has_a_catalog_and_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -536,3 +536,113 @@ def test_with_hashed_ids_no_name_is_in_any_slice_or_job(cohort: Path) -> None:
         assert name not in text
     tables = {path.stem for path in Path("private/tile").glob("*.json")}
     assert tables == {job.key for job in plan.jobs if job.stage == "tile"}
+
+
+@pytest.fixture
+def adopted(cohort: Path) -> Path:
+    """The cohort with features of eight slides, named like them, and of one that has no label."""
+    Path("features/deep").mkdir(parents=True)
+    for n in range(8):
+        Path(f"features/deep/{n}.h5").write_bytes(b"numbers")
+    Path("features/new.h5").write_bytes(b"numbers")
+    label(*((image.replace("slides/", "deep/").removesuffix(".svs"), *rest) for image, *rest in eight_of_each()))
+    return cohort
+
+
+def test_features_take_the_place_of_raw_images_of_their_kind(adopted: Path) -> None:
+    plan = build(config(slide__features="features"))
+    assert by_kind({(job.stage, job.name) for job in plan.jobs}) == {
+        "slide": {"adopt"} | LEARNING - {"explain"},
+        "series": {"tile", "embed"} | LEARNING,
+        "hub": {"weights"},
+        "all": TABLES,
+    }
+    assert names(plan, "adopt") == ["slide-labelled-0000of0001", "slide-unlabelled-0000of0001"]
+    assert [image.path for image in plan.images["slide"]] == [*(f"deep/{n}.h5" for n in range(8)), "new.h5"]
+    assert plan.cohort.missing == []
+    said = "9 raw images (slide) are left out: slide.features takes their place"
+    assert [(item.path, item.reason) for item in plan.ignored] == [("raw", said)]
+    assert by_kind(differing(build(config()), plan)).keys() == {"slide", "all"}  # the series are as they were
+    (job,) = (job for job in plan.jobs if (job.stage, job.name) == ("adopt", "slide-labelled-0000of0001"))
+    assert (job.slice["raw"], job.slice["upstream"]) == ("features", [])
+    assert all(set(entry) == {"id", "kind", "identity"} for entry in job.slice["images"])
+    (gate,) = (job for job in plan.jobs if (job.stage, job.name) == ("gate", "slide"))
+    assert gate.slice["upstream"] == [job.receipt]
+    named = {receipt for job in plan.jobs for receipt in job.slice["upstream"]} | set(plan.targets)
+    assert {job.receipt for job in plan.jobs} == named
+
+
+@pytest.mark.parametrize(
+    ("change", "redone"),
+    [
+        (touch("features/deep/0.h5"), {"slide": {"adopt"} | LEARNING - {"explain"}, "all": TABLES}),
+        (touch("features/new.h5"), {"slide": {"adopt", "predict"}, "all": TABLES}),
+        (touch("raw/slides/0.svs"), {}),
+    ],
+)
+def test_a_feature_file_redoes_what_reads_it(
+    adopted: Path, change: Callable[[], None], redone: dict[str, set[str]]
+) -> None:
+    before = build(config(slide__features="features"))
+    change()
+    assert by_kind(differing(before, build(config(slide__features="features")))) == redone
+
+
+@pytest.mark.parametrize("key", ["slide__mpp", "slide__backbone__model", "slide__tile", "slide__features_of"])
+def test_settings_of_reading_decide_nothing_where_features_are_read(adopted: Path, key: str) -> None:
+    value = {"slide__backbone__model": "resnet34", "slide__features_of": "folder"}.get(key, 99)
+    before = build(config(slide__features="features"))
+    changed = by_kind(differing(before, build(config(slide__features="features", **{key: value}))))
+    assert changed == ({"slide": {"adopt"} | LEARNING - {"explain"}, "all": TABLES} if key.endswith("_of") else {})
+
+
+def test_where_images_are_read_the_words_about_features_decide_nothing(cohort: Path) -> None:
+    changed = by_kind(differing(build(config()), build(config(slide__features_of="folder"))))
+    assert "tile" not in changed.get("slide", set())
+
+
+def test_a_raised_version_adopts_anew(adopted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build(config(slide__features="features"))
+    monkeypatch.setitem(plan_module.VERSIONS, "adopt", 99)
+    changed = by_kind(differing(before, build(config(slide__features="features"))))
+    assert changed == {"slide": {"adopt"} | LEARNING - {"explain"}, "all": TABLES}
+
+
+def test_a_folder_of_features_is_an_image_with_its_files(adopted: Path) -> None:
+    label(*(("deep", "P", ""),))
+    plan = build(config(slide__features="features", slide__features_of="folder", ids="path"))
+    (entry,) = (entry for job in plan.jobs if job.stage == "adopt" for entry in job.slice["images"])
+    assert (entry["id"], entry["files"]) == ("deep", [f"deep/{n}.h5" for n in range(8)])
+    assert [item.path for item in plan.ignored if item.path != "raw"] == ["new.h5"]
+
+
+def test_hashed_features_show_no_name(adopted: Path) -> None:
+    label(*((image, patient, "") for image, patient, _ in [("deep/0", "P0", "")]))
+    plan = build(config(slide__features="features", ids="hashed"))
+    told = json.dumps([{**job.slice, "raw": "", "private": ""} for job in plan.jobs])
+    assert ".h5" not in told and "deep" not in told
+    assert "(hidden)" in told
+    tables = [read_json(Path("private/adopt") / f"{job.key}.json") for job in plan.jobs if job.stage == "adopt"]
+    assert {row["path"] for table in tables for row in table.values()} == {
+        *(f"deep/{n}.h5" for n in range(8)),
+        "new.h5",
+    }
+
+
+def test_features_of_both_kinds_need_names_of_their_own(adopted: Path) -> None:
+    with pytest.raises(ConfigError, match="features: 9 slides have the paths of series: put the features of each into"):
+        build(config(slide__features="features", series__features="features"))
+
+
+def test_features_that_are_being_copied_wait(adopted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    monkeypatch.setattr(plan_module.time, "time", lambda: now + 20)
+    plan = build(config(slide__features="features", settle_seconds=30))
+    assert len([1 for image, _ in plan.waiting if image.path.endswith(".h5")]) == 9
+    assert plan.images["slide"] == []
+
+
+def test_a_table_of_labels_that_names_no_image_at_all_is_refused(cohort: Path) -> None:
+    Path("labels.csv").write_text("image,patient,label\nother/1.svs,P1,a\nother/2.svs,P2,b\n")
+    with pytest.raises(CohortError, match=r"labels.csv: none of its 2 rows names one of the \d+ images .*line 2 says "):
+        build(config())

@@ -1,12 +1,13 @@
 """Runs `catalog`, `gate` and `split`: who is there, whether enough of them are, and who is on which side."""
 
 import argparse
+from collections import Counter
 from typing import Any
 
 from pipeline.errors import PipelineError
 from pipeline.raw import KINDS
 from pipeline.runners.job import RESULTS, Job
-from pipeline.runners.tables import by_bag, publish, table, usable_rows
+from pipeline.runners.tables import by_bag, publish, refuse_other_widths, table, usable_rows
 from pipeline.shards import Row, say
 from pipeline.store import digest, read_json, write_bytes, write_json
 
@@ -37,7 +38,7 @@ def catalog_rows(job: Job) -> list[Row]:
     listed = job.slice["listed"]
     rows = [
         {**row, "image": row["id"], "label": labels.get(row["id"], ""), "site": sites.get(row["id"], "")}
-        for row in job.upstream_rows("embed")
+        for row in job.image_rows()
     ]
     rows += [
         {"image": image, "kind": "", "status": "missing", "reason": f"line {line} of the labels: no such image"}
@@ -70,6 +71,9 @@ def run_catalog(arguments: argparse.Namespace) -> None:
                 count[row["status"]] = count.get(row["status"], 0) + 1
         if count:
             say(f"{kind}: " + ", ".join(f"{number} {status}" for status, number in sorted(count.items())))
+    if listed := job.slice["listed"]["ignored"]:
+        reasons = Counter(reason for _, reason in listed)
+        say("passed over: " + "; ".join(f"{number} × {reason}" for reason, number in reasons.items()))
     job.finish(images=len(rows))
 
 
@@ -86,11 +90,12 @@ def run_gate(arguments: argparse.Namespace) -> None:
     """Let the labelled images through that can be used, unless too many of them failed.
 
     Raises:
-        PipelineError: more than `max_failed` of the labelled images failed.
+        PipelineError: more than `max_failed` of the labelled images failed, or some differ in the width of their
+            embeddings: no head takes both.
     """
     job = Job.of(arguments)
     cohort: dict[str, dict[str, Any]] = job.slice["cohort"]
-    rows = job.upstream_rows("embed")
+    rows = job.image_rows()
     failed = [row for row in rows if row["status"] == "failed"]
     limit = job.slice["settings"]["max_failed"]
     if len(failed) > limit * len(rows):
@@ -99,13 +104,33 @@ def run_gate(arguments: argparse.Namespace) -> None:
             f"(first: {failed[0]['id']}: {failed[0]['reason']}): see results/catalog.tsv, mend them or exclude "
             "them with a reason in the labels"
         )
-    kept = [
-        {**cohort[row["id"]], **{name: row[name] for name in ("id", "store", "key", "instances")}}
-        for row in rows
-        if row["status"] == "done"
-    ]
+    done = [row for row in rows if row["status"] == "done"]
+    widths = Counter(row["features"] for row in done if "features" in row)
+    if widths:
+        refuse_other_widths(job.name, done, max(widths, key=lambda width: (widths[width], width)))
+    _refuse_twins(job.name, done, cohort)
+    kept = [{**cohort[row["id"]], **{name: row[name] for name in ("id", "store", "key", "instances")}} for row in done]
     say(f"{job.name}: {len(kept)} of {len(rows)} labelled images can be used")
     job.finish(rows=kept, classes=job.slice["classes"], labelled=len(rows), failed=len(failed))
+
+
+def _refuse_twins(name: str, done: list[Row], cohort: dict[str, dict[str, Any]]) -> None:
+    """Say which images are the same, byte for byte.
+
+    Raises:
+        PipelineError: of two patients: one could be in training and the other in the test.
+    """
+    first_of: dict[str, Row] = {}
+    for row in done:
+        first = first_of.setdefault(row["key"], row)
+        if first is row:
+            continue
+        if cohort[first["id"]]["patient"] != cohort[row["id"]]["patient"]:
+            raise PipelineError(
+                f"{name}: {first['id']} and {row['id']} hold the same and are of two patients: correct the labels, or "
+                "exclude one of them with a reason there"
+            )
+        say(f"{name}: {first['id']} and {row['id']} hold the same: both count")
 
 
 def run_split(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,12 @@ from pipeline.plan import RESULTS
 from pipeline.shards import Limits, Row
 from pipeline.store import digest, read_json, write_json
 
+PER_IMAGE = ("tile", "embed", "adopt")
+"""Stages that map over images, and keep a row and a store for each."""
+
+LAST = ("embed", "adopt")
+"""Of these, those whose stores hold embeddings: an image goes through one of them, and its row says what came out."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -54,6 +60,11 @@ class Job:
     def upstream_rows(self, stage: str) -> list[Row]:
         """The rows of all upstream receipts of a per-image stage, sorted by image."""
         rows = [row for receipt in self.upstream.get(stage, []) for row in receipt["rows"]]
+        return sorted(rows, key=lambda row: str(row["id"]))
+
+    def image_rows(self) -> list[Row]:
+        """The rows of all images of the upstream receipts, embedded here or adopted, sorted by image."""
+        rows = [row for stage in LAST for row in self.upstream_rows(stage)]
         return sorted(rows, key=lambda row: str(row["id"]))
 
     def key(self, *made_of: object) -> str:

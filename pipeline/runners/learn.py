@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import EvaluationSettings, HeadSettings, TrainingSettings
 from pipeline.runners.job import RESULTS, Job
-from pipeline.runners.tables import by_bag, read_record, read_table, table, usable_rows
+from pipeline.runners.tables import by_bag, read_record, read_table, refuse_other_widths, table, usable_rows
 from pipeline.shards import say
 from pipeline.store import Store, digest, file_digest, new_folder, read_json, write_json
 
@@ -94,7 +94,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
         if not (place / "record.json").exists():
             _predict_test(job, place, bags, fold_of, heads, classes)
     else:
-        done = [row for row in job.upstream_rows("embed") if row["status"] == "done"]
+        done = [row for row in job.image_rows() if row["status"] == "done"]
+        refuse_other_widths(job.name, done, int(read_record(heads[min(heads)][0])["features"]))
         cohort = job.slice["cohort"]
         trained = {row["patient"] for row in usable_rows(job)}
         bags = by_bag({**cohort[row["id"]], "label": None, **row} for row in done)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.errors import PipelineError
 from pipeline.runners.job import RESULTS, Job
 from pipeline.store import read_json, write_bytes, write_json
 
@@ -50,6 +51,20 @@ def by_bag(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     for row in sorted(rows, key=lambda row: (row["bag"], row["id"])):
         bags.setdefault(row["bag"], []).append(row)
     return bags
+
+
+def refuse_other_widths(name: str, rows: Iterable[Mapping[str, Any]], width: int) -> None:
+    """Refuse embeddings that are not `width` features wide; rows of before widths were kept are passed over.
+
+    Raises:
+        PipelineError: naming the first image that differs.
+    """
+    odd = [row for row in rows if row.get("features", width) != width]
+    if odd:
+        raise PipelineError(
+            f"{name}: {odd[0]['id']} has {odd[0]['features']} features where {width} are usual "
+            f"({len(odd)} images differ): bring features of one backbone, or exclude them with a reason in the labels"
+        )
 
 
 def read_record(folder: str) -> dict[str, Any]:

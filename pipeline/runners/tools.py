@@ -16,11 +16,11 @@ from pipeline.errors import ConfigError, PipelineError, StoreError, one_line
 from pipeline.names import Names
 from pipeline.plan import Plan, build
 from pipeline.raw import KINDS, Kind
-from pipeline.runners.job import RESULTS
+from pipeline.runners.job import PER_IMAGE, RESULTS
 from pipeline.runners.tables import read_catalog, read_table
 from pipeline.store import Store, read_json
 
-SECONDS = {"slide": 60.0, "series": 1.0}
+SECONDS = {"slide": 60.0, "series": 1.0, "adopted": 0.2}
 """ASSUME: seconds of one core that an image takes, before any was done; afterwards the median of those that were."""
 
 
@@ -55,6 +55,8 @@ def run_check(arguments: argparse.Namespace) -> None:
             + (", ".join(f"{label}: {number}" for label, number in sorted(count.items())) or "nothing is learnt")
             + f") from {patients} patients"
         )
+        for warning in plan.warnings(config, kind):
+            print(f"warning: {warning}")
     for what, found in [
         ("missing", [names.missing(row)[0] for row in plan.cohort.missing]),
         ("excluded", [names.image(image) for image in plan.excluded]),
@@ -71,18 +73,18 @@ def _cost(plan: Plan) -> str:
     open_jobs = [job for job in plan.jobs if not Path(job.receipt).exists()]
     seconds = 0.0
     for kind in KINDS:
-        rows = _all_rows("tile", kind) + _all_rows("embed", kind)
-        times = [row["seconds"] for row in rows if row["status"] == "done"]
-        each = 2 * median(times) if times else SECONDS[kind]
+        adopted = any(job.stage == "adopt" and job.name.startswith(kind) for job in open_jobs)
+        stages = ("adopt",) if adopted else ("tile", "embed")
+        times = [row["seconds"] for stage in stages for row in _all_rows(stage, kind) if row["status"] == "done"]
+        each = len(stages) * median(times) if times else SECONDS["adopted" if adopted else kind]
         seconds += each * _images_to_do(open_jobs, kind)
     left = Counter(job.stage for job in open_jobs)
     jobs = ", ".join(f"{number} {stage}" for stage, number in left.items()) or "nothing"
-    return f"to do: {jobs}; about {seconds / 60:.0f} minutes of one core for tiling and embedding"
+    return f"to do: {jobs}; about {seconds / 60:.0f} minutes of one core for the images"
 
 
 def _images_to_do(jobs: list[Any], kind: Kind) -> int:
-    stages = ("tile", "embed")
-    found = {(job.stage, image["id"]) for job in jobs if job.stage in stages and job.name.startswith(kind)
+    found = {(job.stage, image["id"]) for job in jobs if job.stage in PER_IMAGE and job.name.startswith(kind)
              for image in job.slice["images"]}  # fmt: skip
     return len({image for _, image in found})
 
@@ -94,7 +96,7 @@ def _all_rows(stage: str, kind: str) -> list[dict[str, Any]]:
 
 def _row_paths() -> list[Path]:
     """The rows of all images that a per-image stage has finished, sorted by path."""
-    return sorted(path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.row.json"))
+    return sorted(path for stage in PER_IMAGE for path in (RESULTS / stage).rglob("*.row.json"))
 
 
 def run_retry(arguments: argparse.Namespace) -> None:
@@ -110,7 +112,7 @@ def run_retry(arguments: argparse.Namespace) -> None:
         if row["status"] == "failed" and (not wanted or row["id"] in wanted):
             path.unlink()
             forgotten.add(row["id"])
-    for path in (path for stage in ("tile", "embed") for path in (RESULTS / "receipts" / stage).glob("*.json")):
+    for path in (path for stage in PER_IMAGE for path in (RESULTS / "receipts" / stage).glob("*.json")):
         rows = read_json(path)["rows"]
         if any(row["status"] == "failed" and (not wanted or row["id"] in wanted) for row in rows):
             forgotten |= {
@@ -136,12 +138,13 @@ def run_verify(arguments: argparse.Namespace) -> None:
     Raises:
         PipelineError: some are damaged and --repair was not given.
     """
-    stores, damaged = 0, []
+    stores: set[str] = set()
+    damaged = []
     for path in _row_paths():
         row = read_json(path)
-        if row["status"] != "done":
+        if row["status"] != "done" or row["store"] in stores:  # a file that was touched has two rows
             continue
-        stores += 1
+        stores.add(row["store"])
         try:
             store = Store(Path(row["store"]), row["key"])
             for name in store.names():
@@ -157,7 +160,7 @@ def run_verify(arguments: argparse.Namespace) -> None:
                         receipt.unlink()
     if arguments.repair:
         _forget_later_stages(set(damaged))
-    print(f"{stores} stores read, {len(damaged)} damaged")
+    print(f"{len(stores)} stores read, {len(damaged)} damaged")
     if damaged and not arguments.repair:
         raise PipelineError(f"{len(damaged)} stores are damaged: `python -m pipeline verify --repair` removes them")
 
@@ -183,13 +186,17 @@ def run_gc(arguments: argparse.Namespace) -> None:
             content = read_json(receipt)
             kept_stores |= {row[of] for row in content.get("rows", []) for of in ("store", "picture") if of in row}
             kept_stores |= {content[name] for name in ("place", "split") if name in content}
+    # An image of features may itself be called something.zarr: its folder holds a store that is kept.
+    kept_stores |= {str(above) for store in kept_stores for above in Path(store).parents}
     day = time.time() - 24 * 3600
     doomed = [
         path for folder in ("plan", "receipts") for path in (RESULTS / folder).glob("*/*.json") if path not in keep
     ]
     doomed += [path for path in RESULTS.rglob(".*.tmp") if path.stat().st_mtime < day]
-    doomed += [path for stage in ("tile", "embed") for path in (RESULTS / stage).rglob("*.zarr")
-               if not path.name.startswith(".") and str(path) not in kept_stores]  # fmt: skip
+    doomed += (RESULTS / "embed").rglob("*.partial")
+    doomed += [path for stage in PER_IMAGE for path in (RESULTS / stage).rglob("*.zarr")
+               if not path.name.startswith(".") and path.parent.suffix != ".partial"
+               and str(path) not in kept_stores]  # fmt: skip
     doomed += [path for pictures in ("tile/**/*.png", "embed/**/*.jpg") for path in RESULTS.glob(pictures)
                if str(path) not in kept_stores]  # fmt: skip
     doomed += [path for stage in ("train", "predict", "explain", "evaluate") for path in (RESULTS / stage).glob("*/*")
@@ -235,7 +242,7 @@ def run_summary(arguments: argparse.Namespace) -> None:
     config = read_config(Path(arguments.config))
     for kind in KINDS:
         backbone = config.modality(kind).backbone
-        if backbone.weights == "random":
+        if backbone.weights == "random" and not config.modality(kind).features:
             seed = f"RANDOM weights (seed {backbone.seed})"
             print(f"{kind}: the backbone {backbone.model} has {seed}: its embeddings carry no learnt meaning")
     print(f"report: {(RESULTS / 'report.html').resolve()}")
