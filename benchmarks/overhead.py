@@ -150,7 +150,6 @@ def plain_embed(folders: list[Path], out: Path, config: dict[str, Any]) -> list[
     import torch
 
     from pipeline.backbone import load_backbone
-    from pipeline.embedding import embed
     from pipeline.image_settings import SeriesSettings
     from pipeline.images import reopen_image
     from pipeline.store import Store, digest, write_store
@@ -165,9 +164,9 @@ def plain_embed(folders: list[Path], out: Path, config: dict[str, Any]) -> list[
         source = Store(out / "tile" / f"{folder.name}.zarr", key)
         origins, size = source.read("origins"), tuple(source.attributes["size"])
         image = reopen_image(folder, settings, {"hu": source.read("hu")}, source.attributes["properties"])
-        batches = list(embed(image, origins, size, backbone, settings.max_unreadable, CORES))
-        values = np.concatenate([batch for batch, _ in batches])
-        status = np.concatenate([read for _, read in batches])
+        pixels, status = image.read(origins, size, CORES)
+        parts = [pixels[start : start + backbone.batch] for start in range(0, len(pixels), backbone.batch)]
+        values = np.concatenate([backbone.submit(part).result()[0] for part in parts])
         attributes = {
             "key": digest([key]),
             "tile_key": key,

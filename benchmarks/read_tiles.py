@@ -206,7 +206,7 @@ def cosine(path: Path) -> Figure:
         origins = grid(slide.extent, (TILE, TILE), (TILE, TILE))[:32]
         ways.append(slide.read(origins, (TILE, TILE))[0])
     backbone = load_backbone(BackboneSettings(model="resnet18", weights="random", seed=0), torch.device("cpu"))
-    a, b = (backbone.embed(tiles).astype(np.float64) for tiles in ways)
+    a, b = (backbone.submit(tiles).result()[0].astype(np.float64) for tiles in ways)
     gaps = 1e6 * (1 - cosines(a, b))
     others = 1e6 * (1 - cosines(a, np.roll(a, 1, axis=0)))
     what = (

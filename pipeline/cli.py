@@ -9,7 +9,9 @@ from pipeline.errors import PipelineError, one_line
 
 STAGES = {
     "tile": "shard",
-    "embed": "shard",
+    "weights": "weights",
+    "embed": "embed",
+    "adopt": "features",
     "catalog": "cohort",
     "gate": "cohort",
     "split": "cohort",
@@ -21,7 +23,13 @@ STAGES = {
 }
 """Each stage and the module of pipeline/runners that runs it; imported only when it is called for."""
 
-HOMES = {**STAGES, "outline": "outline", "sort-dicom": "sort_dicom"}
+HOMES = {
+    **STAGES,
+    "outline": "outline",
+    "sort-dicom": "sort_dicom",
+    "import": "features",
+    "export": "features",
+}
 """Where a command's runner is; of the tools that are not named, in pipeline/runners/tools.py."""
 
 TOOLS = {
@@ -33,6 +41,8 @@ TOOLS = {
     "summary": "print the figures of the last run",
     "outline": "print the tissue of a slide as GeoJSON, to be edited and put beside the slide",
     "sort-dicom": "put the CT slices of a dump into one folder per series, by links or copies",
+    "import": "turn feature files of other tools into embedding stores",
+    "export": "write the embeddings of the last run as files for other tools",
     "demo-cohort": "write a synthetic cohort of slides and CT series",
 }
 
@@ -66,6 +76,14 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("source", help="folder that holds the dump, searched in depth")
             command.add_argument("dest", help="folder to sort into, such as data/raw/ct")
             command.add_argument("--copy", action="store_true", help="copy the files, in place of links to them")
+        if tool == "import":
+            command.add_argument("source", help="folder of feature files, searched in depth")
+            command.add_argument("dest", help="folder to write stores and import.tsv into")
+            command.add_argument("--of", default="file", choices=["file", "folder"], help="what one image is")
+        if tool == "export":
+            command.add_argument("dest", help="folder to write into")
+            command.add_argument("--format", default="h5", choices=["h5", "pt", "npz", "zarr"])
+            command.add_argument("--images", nargs="+", default=[], help="ids from results/catalog.tsv (default: all)")
         if tool == "demo-cohort":
             command.add_argument("folder", help="folder to write into")
             command.add_argument("--seed", type=int, default=0)

@@ -67,7 +67,7 @@ def contact_sheet(image: Image, channels: Sequence[str]) -> bytes:
             draw.rectangle((x + SIDE + 1, top, x + across - 2, top + block - GAP - GUTTER - 1), fill=OUTLINE)
     draw.text((GAP, sheet.height - GAP - LINE / 2), note, fill=INK, font=font, anchor="lm")
     file = BytesIO()
-    sheet.save(file, format="JPEG", quality=QUALITY, optimize=True)
+    sheet.save(file, format="JPEG", quality=QUALITY)
     return file.getvalue()
 
 

@@ -45,7 +45,8 @@ class Modality:
     name: str
     """`slide` or `series`."""
     backbone: Row
-    """`model`, `weights` (hub, file, random), `revision`, `file`, `seed` as in the settings; `sha256` where known."""
+    """`model`, `weights` (hub, file, random; adopted: there is none), `revision`, `file`, `seed` as in the settings;
+    `sha256` where known."""
     images: Sequence[Row] = ()
     """`image`, `status` (one of STATUSES), `reason`; where known `mpp` (of its tiles, µm per pixel), `mpp_source` and
     `notes` (text)."""
@@ -66,6 +67,12 @@ class Modality:
     """`jpeg` (bytes) of the choice of tiles, or of slices in their windows, `image`, `status`, `tiles`, `removed`
     (text: tiles by what removed them). As many as GLANCES says; `glances_left_out` more are in files, `glances_gone` in
     none."""
+    spent: Row = field(default_factory=dict)
+    """Seconds that embedding took, by what was done (pipeline/timing.py); empty: nobody measured."""
+    verdict: str = ""
+    """What embedding was bound by, and the setting to change."""
+    warnings: Sequence[str] = ()
+    """What to know before the figures are believed."""
     glances_left_out: int = 0
     glances_gone: int = 0
 
@@ -176,6 +183,8 @@ def weights_source(backbone: Row) -> str:
     match backbone.get("weights"):
         case "random":
             return f"RANDOM weights (seed {backbone.get('seed', 0)}): embeddings carry no learnt meaning"
+        case "adopted":
+            return "features that existed already were read: which model made them, of what, is not known here"
         case "file":
             text = f"weights from the file {PurePosixPath(str(backbone.get('file', ''))).name}"
         case _:

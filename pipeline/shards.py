@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,14 +30,19 @@ Row = dict[str, Any]
 Beat = Callable[[int, int], None]
 """Called with tiles done and tiles in all, as often as is convenient: the parent sees that the child is alive."""
 
-Work = Callable[[dict[str, Any], Beat], Row]
-"""Makes one image's store and returns what its row says beside id, status and seconds."""
+Entry = dict[str, Any]
+"""What a plan's slice says of one image."""
+
+Work = Callable[[Iterable[Entry], Beat], Iterator[tuple[Entry, Row | ImageError]]]
+"""Makes the stores of images, one by one or several at once, and gives with each what its row says beside id and
+status, or why there is none. Images count as begun from when they are taken, until they are given back."""
 
 Start = Callable[[Beat], Work]
 """Called once in the child, and only when there is work: imports what is heavy, loads a model."""
 
 DEATHS = 2
-"""A child that dies this often on one image makes it a failed row."""
+"""A child that dies this often on one image makes it a failed row. Where several were begun, none is blamed yet for
+more than one death: each is worked on alone next."""
 
 PROGRESS_SECONDS = 30
 PR_SET_PDEATHSIG = 1
@@ -58,14 +63,14 @@ class Shard:
     stage: str
     folder: Path
     """results/<stage>/<settings>"""
-    images: list[dict[str, Any]]
+    images: list[Entry]
     """Entries of the plan slice; `made_of` of each names what its row depends on beside the settings."""
 
-    def row_path(self, image: dict[str, Any]) -> Path:
+    def row_path(self, image: Entry) -> Path:
         """Where the row of an image is kept."""
         return self.folder / str(image["id"]) / f"{digest(image['made_of'], 12)}.row.json"
 
-    def remembered(self, image: dict[str, Any]) -> Row | None:
+    def remembered(self, image: Entry) -> Row | None:
         """The row of an image that was finished before, unless its store is gone."""
         path = self.row_path(image)
         if not path.exists():
@@ -74,7 +79,7 @@ class Shard:
         gone = row["status"] == "done" and not Path(row["store"]).exists()
         return None if gone else row
 
-    def remember(self, image: dict[str, Any], row: Row) -> Row:
+    def remember(self, image: Entry, row: Row) -> Row:
         """Complete a row and keep it."""
         full: Row = {"id": image["id"], "kind": image["kind"], "stage": self.stage, "reason": "", "instances": 0, **row}
         write_json(self.row_path(image), full)
@@ -98,22 +103,36 @@ def map_shard(shard: Shard, start: Start, limits: Limits) -> list[Row]:
     say(f"{shard.stage}: {len(shard.images)} images, {len(rows)} finished before, {len(todo)} to do")
     deaths: dict[str, int] = {}
     while todo:
-        finished, died_on, cause = _run_child(shard, todo, start, limits, len(shard.images))
+        suspects = [image for image in todo if image["id"] in deaths]
+        groups = [*([image] for image in suspects), [image for image in todo if image["id"] not in deaths]]
+        finished, died_on, cause = _run_child(shard, groups, start, limits, len(shard.images) - len(todo))
         rows.update({row["id"]: row for row in finished})
-        todo = todo[len(finished) :]
-        if not cause:
-            continue
-        if died_on is None:
+        if cause and not died_on:
             raise PipelineError(
                 f"{shard.stage}: the worker's process {cause} before its first image: see the log above"
             )
-        deaths[died_on] = deaths.get(died_on, 0) + 1
-        say(f"{died_on}: the process that read it {cause} ({deaths[died_on]} of {DEATHS})")
-        if deaths[died_on] >= DEATHS:
-            row = {"status": "failed", "reason": f"the process that read it {cause}, {DEATHS} times", "seconds": 0}
-            rows[died_on] = shard.remember(todo[0], row)
-            todo = todo[1:]
+        for image in died_on:
+            name = image["id"]
+            deaths[name] = deaths.get(name, 0) + 1
+            say(f"{name}: the process that read it {cause} ({deaths[name]} of {DEATHS})")
+            if deaths[name] >= DEATHS:
+                row = {"status": "failed", "reason": f"the process that read it {cause}, {DEATHS} times", "seconds": 0}
+                rows[name] = shard.remember(image, row)
+        todo = [image for image in todo if image["id"] not in rows]
     return [rows[image["id"]] for image in shard.images]
+
+
+def one_by_one(make: Callable[[Entry, Beat], Row]) -> Work:
+    """The work of a stage that makes one image after the other."""
+
+    def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Row | ImageError]]:
+        for entry in entries:
+            try:
+                yield entry, make(entry, beat)
+            except ImageError as error:
+                yield entry, error
+
+    return work
 
 
 def say(line: str) -> None:
@@ -122,16 +141,17 @@ def say(line: str) -> None:
 
 
 def _run_child(
-    shard: Shard, todo: list[dict[str, Any]], start: Start, limits: Limits, total: int
-) -> tuple[list[Row], str | None, str]:
-    """Work through images in a child: rows it finished, the image it died on, and how it died ('' if it did not)."""
+    shard: Shard, groups: list[list[Entry]], start: Start, limits: Limits, before: int
+) -> tuple[list[Row], list[Entry], str]:
+    """Work through groups of images in a child: the rows it finished, the images it died on, and how ('': it lives)."""
     context = multiprocessing.get_context("fork")  # the parent has no threads and no CUDA, so a fork is safe and fast
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, shard, todo, start, os.getpid()), daemon=True)
+    child = context.Process(target=_child, args=(sender, shard, groups, start, os.getpid()), daemon=True)
     child.start()
     sender.close()
     finished: list[Row] = []
-    current: str | None = None
+    begun: dict[str, Entry] = {}
+    images = {image["id"]: image for group in groups for image in group}
     heard = shown = looked = time.monotonic()
     try:
         while True:
@@ -139,29 +159,29 @@ def _run_child(
             if waits or time.monotonic() - looked > 1:  # also while messages come thick and fast
                 looked = time.monotonic()
                 if cause := _excess(child.pid, looked - heard, limits):
-                    return finished, current, cause
+                    return finished, list(begun.values()), cause
             if waits:
                 continue
             try:
                 message = json.loads(receiver.recv_bytes())
             except EOFError:
                 child.join()
-                return finished, current, _death(child.exitcode)
+                return finished, list(begun.values()), _death(child.exitcode)
             heard = time.monotonic()
             match message["what"]:
                 case "start":
-                    current = message["id"]
+                    begun[message["id"]] = images[message["id"]]
                 case "beat" if heard - shown > PROGRESS_SECONDS:
                     shown = heard
-                    say(f"{current or shard.stage}: {message['done']} of {message['all']} tiles")
+                    say(f"{next(iter(begun), shard.stage)}: {message['done']} of {message['all']} tiles")
                 case "row":
                     finished.append(message["row"])
-                    current = None
-                    say(_summary(message["row"], total - len(todo) + len(finished), total))
+                    del begun[message["row"]["id"]]
+                    say(_summary(message["row"], before + len(finished), before + len(images)))
                 case "error":
                     raise PipelineError(message["line"]) if message["ours"] else RuntimeError(message["line"])
                 case "end":
-                    return finished, None, ""
+                    return finished, [], ""
     finally:
         child.kill()
         child.join()
@@ -194,15 +214,24 @@ def _summary(row: Row, number: int, total: int) -> str:
     return f"{number}/{total} {row['id']}: {row['instances']} tiles, {seconds:.2f} s, {rate:.0f} tiles/s"
 
 
-def _child(sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: Start, parent: int) -> None:
-    """The child's life: start once, then image after image; all it knows it says through the pipe."""
+def _child(sender: Connection, shard: Shard, groups: list[list[Entry]], start: Start, parent: int) -> None:
+    """The child's life: start once, then group after group; all it knows it says through the pipe."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also out of a decoder that never comes back
     threading.Thread(target=_leave_with_parent, args=(parent,), daemon=True).start()
     last = 0.0
+    began: dict[str, float] = {}
+    pipe = threading.Lock()  # a stage may take its images in another thread than it finishes them in
 
     def tell(**message: object) -> None:
-        sender.send_bytes(json.dumps(message).encode())
+        with pipe:
+            sender.send_bytes(json.dumps(message).encode())
+
+    def begin(images: list[Entry]) -> Iterator[Entry]:
+        for image in images:
+            tell(what="start", id=image["id"])
+            began[image["id"]] = time.monotonic()
+            yield image
 
     def beat(done: int, of: int) -> None:
         nonlocal last
@@ -212,15 +241,11 @@ def _child(sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: 
 
     try:
         work = start(beat)
-        for image in todo:
-            tell(what="start", id=image["id"])
-            began = time.monotonic()
-            try:
-                row = {"status": "done", **work(image, beat)}
-            except ImageError as error:
-                row = {"status": "empty" if isinstance(error, EmptyImage) else "failed", "reason": one_line(error)}
-            row.setdefault("seconds", round(time.monotonic() - began, 3))
-            tell(what="row", row=shard.remember(image, row))
+        for group in groups:
+            for image, outcome in work(begin(group), beat):
+                row: Row = {"status": "done", **outcome} if isinstance(outcome, dict) else _failed(outcome)
+                row.setdefault("seconds", round(time.monotonic() - began[image["id"]], 3))
+                tell(what="row", row=shard.remember(image, row))
         tell(what="end")
     except PipelineError as error:
         tell(what="error", ours=True, line=one_line(error))
@@ -233,6 +258,11 @@ def _child(sender: Connection, shard: Shard, todo: list[dict[str, Any]], start: 
     except BaseException as error:
         traceback.print_exc()
         tell(what="error", ours=False, line=f"{type(error).__name__}: {one_line(error)}")
+
+
+def _failed(error: ImageError) -> Row:
+    """What a row says of an image that cannot be used."""
+    return {"status": "empty" if isinstance(error, EmptyImage) else "failed", "reason": one_line(error)}
 
 
 def _leave_with_parent(parent: int) -> None:

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to fill beside a final name, renamed once when it is filled; a name taken by then keeps what it has."""
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    beside = path.with_name(f".{uuid.uuid4().hex[:12]}.tmp")  # not its own name, which may be 255 bytes long
     beside.mkdir(parents=True)
     try:
         yield beside

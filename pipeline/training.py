@@ -82,7 +82,7 @@ def fit(
                 batch = pack([train[index] for index in order[start : start + settings.bags_per_step]])
                 loss = head.loss(head(batch.instances, batch.lengths), batch.labels, weights)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 torch.nn.utils.clip_grad_norm_(head.parameters(), settings.gradient_clip)
                 optimizer.step()
                 head.after_step()

@@ -17,11 +17,23 @@ LINES: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("runners.*",),
     ("report", "figures", "training", "evaluation", "explain", "intervals", "qc", "contact_sheet", "synthetic.*"),
-    ("tiling", "embedding", "bags", "splits", "heads.*", "dicom_sort", "dicom_table"),
-    ("images.*", "shards", "backbone", "quality"),
-    ("plan", "names", "cohort", "raw", "companions", "store", "versions"),
-    ("config", "image_settings", "presets"),
-    ("errors", "geometry", "windows"),
+    (
+        "tiling",
+        "embedding",
+        "feeding",
+        "bags",
+        "splits",
+        "heads.*",
+        "feature_files",
+        "feature_formats",
+        "feature_export",
+        "dicom_sort",
+        "dicom_table",
+    ),
+    ("images.*", "shards", "backbone", "device", "resizing", "weights", "partial", "quality"),
+    ("plan", "names", "cohort", "raw", "feature_scan", "companions", "store", "chunks", "versions"),
+    ("config", "image_settings", "presets", "model_presets"),
+    ("errors", "geometry", "timing", "windows"),
 )
 """A module imports from lines below its own only. `x.*` is the package x and all modules in it."""
 
@@ -33,12 +45,21 @@ SAME_LINE: dict[str, set[str]] = {
     "runners.outline": {"runners.job", "runners.tables"},
     "runners.raw_images": {"runners.job"},
     "runners.shard": {"runners.job", "runners.raw_images"},
+    "runners.embed": {"runners.job", "runners.raw_images", "runners.shard"},
+    "runners.features": {"runners.job", "runners.raw_images", "runners.shard", "runners.tables"},
+    "runners.weights": {"runners.job"},
     "runners.show": {"runners.job", "runners.tables", "runners.cohort", "runners.learn", "runners.shard"},
     "runners.tools": {"runners.job", "runners.tables"},
     # The report draws its curves.
     "report": {"figures"},
     "dicom_sort": {"dicom_table"},
     "contact_sheet": {"qc"},
+    "feature_files": {"feature_formats"},
+    "feature_export": {"feature_formats"},
+    # The model's side of embedding knows the reader's.
+    "embedding": {"feeding"},
+    # A backbone is a model with its weights, what it is shown, and where it runs.
+    "backbone": {"device", "resizing", "weights"},
     "evaluation": {"intervals"},
     "synthetic.*": {"synthetic.*"},
     # Heads know what all heads share; the list of heads knows the heads.
@@ -75,12 +96,14 @@ SAME_LINE: dict[str, set[str]] = {
     },
     "images.series": {"images", "images.hounsfield", "images.volume"},
     # The plan is made of what is there, what it is called and what it is labelled.
-    "plan": {"raw", "cohort", "names", "store", "versions"},
+    "plan": {"raw", "feature_scan", "cohort", "names", "store", "versions"},
+    "feature_scan": {"raw"},
+    "cohort": {"raw", "feature_scan"},
+    "store": {"chunks"},
     "names": {"raw", "cohort", "store"},
-    "cohort": {"raw"},
     "raw": {"companions"},
     "config": {"image_settings"},
-    "image_settings": {"presets"},
+    "image_settings": {"presets", "model_presets"},
 }
 """Modules on one line do not import each other, but for these."""
 
@@ -105,18 +128,36 @@ LIGHT = (
     "names",
     "cohort",
     "raw",
+    "feature_scan",
     "companions",
     "store",
     "versions",
     "config",
     "image_settings",
     "presets",
+    "model_presets",
+    "weights",
+    "chunks",
+    "timing",
     "windows",
     "errors",
 )
 """Imported before anybody knows whether there is work: nothing heavy while they are imported."""
 
-HEAVY = {"matplotlib", "numpy", "openslide", "PIL", "psutil", "pydicom", "safetensors", "timm", "torch", "zarr"}
+HEAVY = {
+    "google_crc32c",
+    "h5py",
+    "matplotlib",
+    "numpy",
+    "openslide",
+    "PIL",
+    "psutil",
+    "pydicom",
+    "safetensors",
+    "timm",
+    "torch",
+    "zarr",
+}
 
 TYPES_ONLY = {("names", "plan")}
 """Imports for annotations alone may go up: they do not exist when the program runs."""

@@ -7,16 +7,19 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import psutil
 import pytest
 
 from pipeline.errors import EmptyImage, ImageError, PipelineError
-from pipeline.shards import Beat, Limits, Row, Shard, Work, map_shard
+from pipeline.shards import Beat, Entry, Limits, Row, Shard, Work, map_shard, one_by_one
 
 NO_LIMITS = Limits(silence_seconds=60, memory_mb=float("inf"))
 Action = Callable[[Beat], None]
@@ -42,7 +45,7 @@ class Stage:
             store.write_text("store")
             return {"store": str(store), "key": "k", "instances": 3}
 
-        return work
+        return one_by_one(work)
 
     def note(self, what: str) -> None:
         with (self.folder / "log").open("a") as log:
@@ -249,10 +252,111 @@ def test_no_child_is_left_when_the_call_is_over(stage: Stage) -> None:
     assert psutil.Process().children() == before
 
 
+class Ahead(Stage):
+    """A stage that has three images in its hands at once, and works on the first of them."""
+
+    def start(self, beat: object) -> Work:
+        make = super().start(beat)
+
+        def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Row | ImageError]]:
+            begun: deque[Entry] = deque()
+            for entry in entries:
+                begun.append(entry)
+                if len(begun) == 3:
+                    yield from make([begun.popleft()], beat)
+            yield from make(begun, beat)
+
+        return work
+
+
+def journal(stage: Stage) -> dict[str, Row]:
+    """The rows on disk."""
+    return {row["id"]: row for path in stage.folder.rglob("*.row.json") if (row := json.loads(path.read_bytes()))}
+
+
+def test_of_several_images_in_hand_when_a_process_dies_the_guilty_one_is_found(tmp_path: Path) -> None:
+    """4, 5 and 6 were begun: each is worked on alone next, and only 4 has the process die of it again."""
+    stage = Ahead(tmp_path)
+    stage.actions["4.svs"] = abort
+    rows = stage.run()
+    assert stage.log() == ["start", *ALL[:5], "start", "4.svs", "start", *ALL[5:]]
+    assert stage.statuses(rows) == done_except(image4="failed")
+    assert rows[4]["reason"] == "the process that read it was killed by SIGABRT, 2 times"
+    assert journal(stage) == {row["id"]: row for row in rows}
+    assert stage.run() == rows
+    assert stage.log() == []
+
+
+def test_two_guilty_images_in_hand_together_are_both_found_and_the_one_between_is_done(tmp_path: Path) -> None:
+    stage = Ahead(tmp_path)
+    stage.actions |= {"4.svs": abort, "6.svs": abort}
+    rows = stage.run()
+    assert stage.statuses(rows) == done_except(image4="failed", image6="failed")
+    assert stage.log() == ["start", *ALL[:5], "start", "4.svs", "start", "5.svs", "6.svs", "start", *ALL[7:]]
+    assert journal(stage) == {row["id"]: row for row in rows}
+
+
+def test_several_images_in_hand_cost_nothing_when_the_process_dies_but_once(tmp_path: Path) -> None:
+    stage = Ahead(tmp_path)
+
+    def die_once(beat: Beat) -> None:
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os._exit(3)
+
+    stage.actions["4.svs"] = die_once
+    assert stage.statuses(stage.run()) == done_except()
+    assert stage.log() == ["start", *ALL[:5], "start", *ALL[4:]]
+
+
+class InAThread(Stage):
+    """A stage that takes its images in another thread than it finishes them in, as fast as it can."""
+
+    def start(self, beat: object) -> Work:
+        make = super().start(beat)
+
+        def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Row | ImageError]]:
+            taken: SimpleQueue[Entry | None] = SimpleQueue()
+
+            def take() -> None:
+                for entry in entries:
+                    self.actions.get(f"take {entry['id']}", lambda beat: None)(beat)
+                    taken.put(entry)
+                taken.put(None)
+
+            thread = threading.Thread(target=take, daemon=True)
+            thread.start()
+            while entry := taken.get():
+                beat(1, 2)
+                yield from make([entry], beat)
+            thread.join()
+
+        return work
+
+
+def test_images_may_be_taken_in_another_thread(tmp_path: Path) -> None:
+    stage = InAThread(tmp_path)
+    stage.shard.images = [{"id": f"{n}.svs", "kind": "slide", "made_of": [n]} for n in range(300)]
+    stage.actions["7.svs"] = raises(ImageError("no mpp"))
+    rows = stage.run()
+    assert {row["id"] for row in rows if row["status"] == "done"} == {f"{n}.svs" for n in range(300) if n != 7}
+    assert rows[7]["reason"] == "no mpp"
+    assert journal(stage) == {row["id"]: row for row in rows}
+
+
+def test_a_process_that_dies_where_images_are_taken_costs_the_guilty_one_alone(tmp_path: Path) -> None:
+    stage = InAThread(tmp_path)
+    stage.actions["take 6.svs"] = abort
+    rows = stage.run()
+    assert stage.statuses(rows) == done_except(image6="failed")
+    assert rows[6]["reason"] == "the process that read it was killed by SIGABRT, 2 times"
+    assert journal(stage) == {row["id"]: row for row in rows}
+
+
 KILLED_PARENT = """
 import os, sys, time
 from pathlib import Path
-from pipeline.shards import Limits, Shard, map_shard
+from pipeline.shards import Limits, Shard, map_shard, one_by_one
 
 folder = Path(sys.argv[1])
 
@@ -261,7 +365,7 @@ def start(beat):
         (folder / "child.tmp").write_text(str(os.getpid()))
         (folder / "child.tmp").rename(folder / "child")
         time.sleep(60)
-    return work
+    return one_by_one(work)
 
 shard = Shard("tile", folder / "results", [{"id": "0.svs", "kind": "slide", "made_of": [0]}])
 map_shard(shard, start, Limits(60, float("inf")))

@@ -5,9 +5,11 @@ it still computes what it did, so that nobody changes a result without raising t
 old results be redone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +20,18 @@ from pipeline.bags import Bag
 from pipeline.config import EvaluationSettings, HeadSettings, SplitSettings, TrainingSettings
 from pipeline.embedding import embed
 from pipeline.evaluation import Predictions, evaluate
+from pipeline.feature_files import read_features, read_folder
+from pipeline.feeding import Source
 from pipeline.image_settings import BackboneSettings, SeriesSettings, SlideSettings, TissueSettings
 from pipeline.images import Image, open_image
+from pipeline.partial import Partial
 from pipeline.splits import assign_folds
 from pipeline.tiling import tile
 from pipeline.training import fit, new_head, predict
 from pipeline.versions import VERSIONS
 from support.workspace import write_series, write_slide
 
-SHOWN = {"gate", "explain", "catalog", "report"}
+SHOWN = {"weights", "gate", "explain", "catalog", "report"}
 """Stages that count, draw or list what the others computed; their own tests say what."""
 
 SLIDE = SlideSettings(mpp=0.5, tile=32, stride=32, tissue=TissueSettings(mpp=4.0))
@@ -58,11 +63,29 @@ def compute_embed(folder: Path) -> Values:
     settings = BackboneSettings(model="test_resnet", weights="random", input_size=32, batch=8)
     backbone = load_backbone(settings, torch.device("cpu"))
     found: list[float] = []
-    for image in images(folder):
-        tiles = tile(image)
-        values = np.concatenate([batch for batch, _ in embed(image, tiles.origins, tiles.size, backbone, 0.0)])
-        found += values[[0, -1], ::12].astype(float).ravel().tolist()
+
+    @contextmanager
+    def opened(entry: dict[str, Any]) -> Iterator[Source]:
+        tiles = tile(entry["image"])
+        yield Source(entry, entry["image"], tiles.origins, tiles.size, Partial(folder / "none", ""))
+
+    def finish(source: Source) -> dict[str, Any]:
+        return {"values": source.readable(0.0)[[0, -1], ::12].astype(float).ravel().tolist()}
+
+    for _, row in embed([{"image": image} for image in images(folder)], opened, finish, backbone):
+        assert isinstance(row, dict)
+        found += row["values"]
     return found
+
+
+def compute_adopt(folder: Path) -> Values:
+    """Embeddings and coordinates of a folder with a table and with an array of float64."""
+    (folder / "features").mkdir(parents=True)
+    (folder / "features/a.csv").write_text("x,y,f0,f1\n7,8,0.1,-2\n9,8,0.3,1e-7\n")
+    np.save(folder / "features/b.npy", np.array([[1 / 3, 4.0]]))
+    both, table = read_folder(sorted((folder / "features").iterdir())), read_features(folder / "features/a.csv")
+    assert table.origins is not None
+    return [*both.embeddings.astype(float).ravel().tolist(), *table.origins.astype(float).ravel().tolist()]
 
 
 def compute_split(folder: Path) -> Values:
@@ -123,6 +146,7 @@ def compute_evaluate(folder: Path) -> Values:
 COMPUTE: dict[str, Compute] = {
     "tile": compute_tile,
     "embed": compute_embed,
+    "adopt": compute_adopt,
     "split": compute_split,
     "train": compute_train,
     "predict": compute_predict,
@@ -144,7 +168,7 @@ GOLDEN: dict[str, tuple[int, Values]] = {
         ],
     ),
     "embed": (
-        2,
+        3,
         [
             0.016357,
             0.0,
@@ -180,6 +204,7 @@ GOLDEN: dict[str, tuple[int, Values]] = {
             0.046265,
         ],
     ),
+    "adopt": (1, [0.1, -2.0, 0.3, 1e-7, 0.333333, 4.0, 7.0, 8.0, 9.0, 8.0]),
     "split": (1, ["P0 1", "P1 2", "P10 0", "P11 0", "P2 1", "P3 0", "P4 2", "P5 1", "P6 0", "P7 1", "P8 2", "P9 2"]),
     "train": (
         1,

@@ -7,6 +7,7 @@ exact; a tile that is missing or unusual is left to OpenSlide.
 
 import os
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -56,6 +57,8 @@ class JpegLevel:
     """What is put before each stream in place of its first marker: colour transform and shared tables."""
     photometric: int
     """RGB, YCBCR or GRAY."""
+    read_seconds: float = 0.0
+    """Of all threads, that bytes took to come. ASSUME: threads that add at the same moment may lose one another's."""
 
     @property
     def columns(self) -> int:
@@ -75,7 +78,9 @@ class JpegLevel:
         length = self.lengths[number]
         if not length:
             return "missing"
+        began = time.perf_counter()
         stream = os.pread(self.file, length, self.offsets[number])
+        self.read_seconds += time.perf_counter() - began
         if len(stream) != length or stream[:2] != START:
             return "damaged"
         if not self._usual(stream):

@@ -115,7 +115,7 @@ def _torchscript(path: Path) -> Network:
 
     try:
         # Torch's own reader of archives, which knows tensors and its own types alone: Python's pickle runs nothing.
-        module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        module = torch.jit.load(str(path), map_location="cpu").eval()
     except Exception as error:
         raise ConfigError(
             f"slide.tissue.model: {path} is no TorchScript file: {one_line(error)}: write it with torch.jit.save"

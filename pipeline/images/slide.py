@@ -129,8 +129,12 @@ class Slide:
         return pixels, status
 
     def reading(self) -> dict[str, object]:
-        """Which way the tiles that were read so far took."""
-        return {"reader": self.properties["reader"], "tiles_left_to_openslide": self._jpeg.others}
+        """Which way the tiles that were read so far took, and seconds, of all threads, that their bytes took."""
+        return {
+            "reader": self.properties["reader"],
+            "tiles_left_to_openslide": self._jpeg.others,
+            "read_seconds": round(sum(level.read_seconds for level in self._jpeg.levels.values()), 3),
+        }
 
     def thumbnail(self, longest: int = 1024) -> NDArray[np.uint8]:
         """The whole slide, (height, width, 3), longest side as asked; parts that cannot be decoded are white."""

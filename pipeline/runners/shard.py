@@ -1,19 +1,15 @@
-"""Runs `tile` and `embed` over the images of a shard."""
+"""Runs `tile` over the images of a shard."""
 
 import argparse
-import contextlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, ImageError
-from pipeline.image_settings import BackboneSettings, SeriesSettings, SlideSettings
+from pipeline.errors import ConfigError
+from pipeline.image_settings import SeriesSettings, SlideSettings
 from pipeline.runners.job import RESULTS, Job
 from pipeline.runners.raw_images import RawImages
-from pipeline.shards import Beat, Row, Shard, Work, map_shard
+from pipeline.shards import Beat, Row, Shard, Work, map_shard, one_by_one
 from pipeline.store import Store, digest, file_digest, write_bytes, write_store
-
-FACTS = ("mpp", "mpp_source", "notes", "removed", "picture", "qc")
-"""What `tile` found out about an image and the catalog says."""
 
 
 def run_tile(arguments: argparse.Namespace) -> None:
@@ -44,7 +40,7 @@ def run_tile(arguments: argparse.Namespace) -> None:
                 key = digest([content, folder.name, stated])
                 store = folder / entry["id"] / f"{key[:8]}.zarr"
                 if store.exists():
-                    return _row(store, Store(store, key).attributes)
+                    return done_row(store, Store(store, key).attributes)
                 image = open_image(path, modality, Stated(**stated))
                 beat(0, 1)
                 tiles = tile(image, job.threads, beat)
@@ -66,121 +62,18 @@ def run_tile(arguments: argparse.Namespace) -> None:
                 attributes["picture"] = str(store.with_suffix(".png"))
                 write_bytes(store.with_suffix(".png"), draw(tiles, arrays, image))
             if tiles.empty:
-                return {"status": "empty", "reason": tiles.empty, **_facts(attributes)}
+                return {"status": "empty", "reason": tiles.empty, **facts(attributes)}
             write_store(store, {name: np.asarray(values) for name, values in arrays.items()}, attributes)
-            return _row(store, attributes)
+            return done_row(store, attributes)
 
         def draw(tiles: Tiles, arrays: dict[str, Any], image: Image) -> bytes:
             around, mpp = image.properties["outline_extent"], image.properties["mpp"]
             shown, outline = arrays["thumbnail"], arrays["outline"]
             return slide_picture(shown, image.extent, tiles.grid, tiles.size, tiles.reasons, outline, around, mpp)
 
-        return work
+        return one_by_one(work)
 
     job.finish(rows=map_shard(Shard("tile", folder, images), start, job.limits))
-
-
-def run_embed(arguments: argparse.Namespace) -> None:
-    """Embed the tiles of a shard's images: for each a store with embeddings, origins and read status."""
-    job = Job.of(arguments)
-    settings = {name: value for name, value in job.slice["settings"].items() if name != "weights_file"}
-    backbone_settings = BackboneSettings.model_validate(settings["backbone"])
-    weights = weights_name(backbone_settings)
-    folder = RESULTS / "embed" / digest([job.slice["version"], settings, weights], 8)
-    tiled = {row["id"]: row for row in job.upstream_rows("tile")}
-    ready = [image for image in job.slice["images"] if tiled[image["id"]]["status"] == "done"]
-    images = [{**image, "made_of": [tiled[image["id"]]["key"]]} for image in ready]
-    raw_images = RawImages(job)
-
-    def start(beat: Beat) -> Work:
-        import numpy as np
-        import timm
-        import torch
-
-        from pipeline.backbone import choose_device, load_backbone, lock_gpu
-        from pipeline.contact_sheet import contact_sheet
-        from pipeline.embedding import embed
-        from pipeline.images import Stated, reopen_image
-
-        torch.set_num_threads(job.threads)
-        device = choose_device(job.device)
-        lock = None
-        if device.type == "cuda":
-            index, lock = lock_gpu(torch.cuda.device_count(), waiting=lambda: beat(0, 0))
-            device = torch.device("cuda", index)
-        backbone = load_backbone(backbone_settings, device)
-        place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-        def work(entry: dict[str, Any], beat: Beat) -> Row:
-            assert lock is None or not lock.closed  # the GPU stays ours as long as this function lives
-            row = tiled[entry["id"]]
-            key = digest([row["key"], folder.name])
-            store = folder / entry["id"] / f"{key[:8]}.zarr"
-            if store.exists():
-                return _row(store, Store(store, key).attributes)
-            source = Store(Path(row["store"]), row["key"])
-            origins, size = source.read("origins"), tuple(source.attributes["size"])
-            arrays = {"hu": source.read("hu")} if entry["kind"] == "series" else {}
-            modality = modality_settings(entry["kind"], settings)
-            embeddings, status, done = [], [], 0
-            with contextlib.ExitStack() as stack:
-                path = Path()
-                if not arrays:  # a slide: its pixels are in the raw file alone
-                    raw_images.check_unchanged(entry)
-                    path, _ = stack.enter_context(raw_images.opened(entry))
-                stated = Stated(**entry.get("stated", {}))
-                image = reopen_image(path, modality, arrays, source.attributes["properties"], stated)
-                for batch, read in embed(image, origins, size, backbone, modality.max_unreadable, job.threads):
-                    embeddings.append(batch)
-                    status.append(read)
-                    done += len(read)
-                    beat(done, len(origins))
-            read_ok = np.concatenate(status)
-            values = np.concatenate([batch for batch in embeddings if len(batch)] or [np.zeros((0, 0), np.float16)])
-            if not len(values):
-                raise ImageError(f"none of its {len(origins)} tiles can be read: is the file whole?")
-            attributes = {
-                "key": key,
-                "tile_key": row["key"],
-                "settings": settings,
-                "weights": weights,
-                "version": job.slice["version"],
-                "versions": {"torch": torch.__version__, "timm": timm.__version__},
-                "device": place,
-                "instances": len(values),
-                "features": values.shape[1],
-                "unreadable": int((read_ok != 0).sum()),
-                "tile_store": row["store"],
-                **image.reading(),
-            }
-            if arrays:  # a series: what the backbone was shown of it is worth a look
-                attributes["picture"] = str(store.with_suffix(".jpg"))
-                write_bytes(store.with_suffix(".jpg"), contact_sheet(image, image.channels))
-            readable = origins[read_ok == 0]
-            write_store(store, {"embeddings": values, "origins": readable, "status": read_ok}, attributes)
-            return _row(store, attributes)
-
-        return work
-
-    rows = {row["id"]: row for row in map_shard(Shard("embed", folder, images), start, job.limits)}
-    for name, row in rows.items():
-        row.update({fact: tiled[name][fact] for fact in FACTS if fact in tiled[name]})
-    job.finish(rows=[rows.get(image["id"], tiled[image["id"]]) for image in job.slice["images"]], weights=weights)
-
-
-def weights_name(settings: BackboneSettings) -> str:
-    """What tells the weights of a backbone apart: a file's sha256, a pinned revision, or a seed.
-
-    Raises:
-        ConfigError: the file is not there.
-    """
-    match settings.weights:
-        case "random":
-            return f"random, seed {settings.seed}"
-        case "hub":
-            return f"hub, {settings.model} at {settings.revision}"
-        case "file":
-            return f"file, {_content_name(settings.file, 'backbone.file', 'weights')}"
 
 
 def segmenter_name(settings: dict[str, Any]) -> str:
@@ -208,15 +101,15 @@ def modality_settings(kind: str, section: dict[str, Any]) -> SlideSettings | Ser
     return SlideSettings.model_validate(section) if kind == "slide" else SeriesSettings.model_validate(section)
 
 
-def _row(store: Path, attributes: dict[str, Any]) -> Row:
+def done_row(store: Path, attributes: dict[str, Any]) -> Row:
     """What a receipt says of a finished store."""
     row = {"store": str(store), "key": attributes["key"], "instances": attributes["instances"]}
-    row.update({name: attributes[name] for name in ("device", "unreadable", "features") if name in attributes})
-    return {**row, **_facts(attributes)}
+    row.update({name: attributes[name] for name in ("device", "unreadable", "features", "times") if name in attributes})
+    return {**row, **facts(attributes)}
 
 
-def _facts(attributes: dict[str, Any]) -> Row:
-    """What `tile` found out, as FACTS names it."""
+def facts(attributes: dict[str, Any]) -> Row:
+    """What `tile` found out about an image and the catalog says: `FACTS` of pipeline/runners/embed.py."""
     properties = attributes.get("properties", {})
     found = {name: properties[name] for name in ("mpp", "mpp_source", "qc") if name in properties}
     found.update({name: attributes[name] for name in ("removed", "picture") if attributes.get(name)})

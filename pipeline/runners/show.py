@@ -14,6 +14,7 @@ from pipeline.runners.learn import read_pictures, read_predictions, test_uses
 from pipeline.runners.tables import publish, read_table, table, usable_rows
 from pipeline.shards import say
 from pipeline.store import Store, read_json, write_bytes, write_json
+from pipeline.timing import total, verdict
 
 TOP_SLICES = 5
 
@@ -98,19 +99,20 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
     from pipeline.report import Modality
 
     cohort = job.slice["cohort"][kind]
-    backbone = dict(job.slice["settings"][kind]["backbone"])
+    known = job.slice["settings"][kind].get("backbone", {})
+    backbone = {"model": "none", "weights": "adopted"} if cohort["adopted"] else dict(known)
     weights = [receipt["weights"] for receipt in job.upstream.get("embed", []) if receipt["name"].startswith(kind)]
-    if weights and weights[0].startswith("file, sha256 "):
-        backbone["sha256"] = weights[0].removeprefix("file, sha256 ")
+    if weights and weights[0].startswith("sha256 "):
+        backbone["sha256"] = weights[0].removeprefix("sha256 ")
     gate = next((found for found in job.upstream.get("gate", []) if found["name"] == kind), None)
     of_images = ("image", "status", "reason", "mpp", "mpp_source", "notes")
     images = [{name: row.get(name, "") for name in of_images} for row in rows]
-    glances = glances_of(kind, rows)
+    shown = {**glances_of(kind, rows), "warnings": cohort["warnings"], **_spent(rows)}
     unlabelled = sum(not row.get("label") and row["status"] == "done" for row in rows)
     if gate is None:
         counts = {"patients": 0, "bags": 0, "labelled": {}, "unlabelled": unlabelled, "mixed_patients": 0}
         nothing = "no image of this kind has a label"
-        return Modality(kind, backbone, images, counts, nothing_learnt=nothing, **glances)
+        return Modality(kind, backbone, images, counts, nothing_learnt=nothing, **shown)
     classes = gate["classes"]
     label_of = {row["bag"]: row["label"] for row in gate["rows"]}
     counts = {
@@ -130,8 +132,14 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
         roc=_roc(evaluated["predictions"], classes),
         predictions=_unlabelled(job, kind, classes),
         pictures=_pictures(job, kind),
-        **glances,
+        **shown,
     )
+
+
+def _spent(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where the time of embedding went, over all images that were embedded."""
+    times = [row["times"] for row in rows if row.get("times")]
+    return {"spent": total(times).rounded(), "verdict": verdict(total(times))} if times else {}
 
 
 def glances_of(kind: str, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.image_settings import QualitySettings
+from pipeline.images import READ_FAILED, READ_OK
 
 
 class StandIn:
@@ -16,6 +17,7 @@ class StandIn:
     tile_stride: tuple[int, ...] = (2, 2)
     min_foreground = 0.0
     pads = False
+    channels: tuple[str, ...] = ("red", "green", "blue")
     quality = QualitySettings()
     properties: dict[str, Any] = {}  # noqa: RUF012
 
@@ -34,7 +36,11 @@ class StandIn:
         out: NDArray[np.uint8] | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         assert size == self.tile_size
-        return self.look(origins, threads)
+        pixels, status = self.look(origins, threads)
+        if out is None:
+            return pixels, status
+        out[: len(pixels)] = pixels
+        return out[: len(pixels)], status
 
     def reading(self) -> dict[str, object]:
         return {}
@@ -44,3 +50,26 @@ class StandIn:
 
     def arrays(self) -> dict[str, NDArray[np.int16]]:
         return {}
+
+
+class Numbered(StandIn):
+    """A row of tiles; each shows the image's number in its red, its own in its green and blue."""
+
+    def __init__(self, number: int = 0, broken: tuple[int, ...] = ()) -> None:
+        self.number = number
+        self.broken = broken
+        """Tiles that cannot be read."""
+        self.reads: list[tuple[list[int], int]] = []
+        """Numbers of the tiles of each call of `read`, and its threads."""
+
+    def origins(self, count: int) -> NDArray[np.int32]:
+        """Of its first tiles: (tile, axis)."""
+        return np.stack([np.arange(count) * self.tile_size[0], np.zeros(count)], axis=1).astype(np.int32)
+
+    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        numbers = origins[:, 0] // self.tile_size[0]
+        self.reads.append((numbers.tolist(), threads))
+        colours = np.stack([np.full(len(numbers), self.number), numbers // 256, numbers % 256], axis=1)
+        shape = (len(numbers), self.tile_size[1], self.tile_size[0], 3)
+        tiles = np.broadcast_to(colours[:, None, None].astype(np.uint8), shape)
+        return tiles, np.where(np.isin(numbers, self.broken), READ_FAILED, READ_OK).astype(np.uint8)

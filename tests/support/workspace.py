@@ -172,7 +172,11 @@ class Workspace:
 
     def stores(self) -> dict[str, tuple[int, int]]:
         """Every store with the inode and the modification time of its first file: the same while nobody rewrites it."""
-        found = [p for stage in ("tile", "embed") for p in (self.folder / "results" / stage).rglob("*.zarr/zarr.json")]
+        found = [
+            p
+            for stage in ("tile", "embed", "adopt")
+            for p in (self.folder / "results" / stage).rglob("*.zarr/zarr.json")
+        ]
         return {str(p.parent.relative_to(self.folder)): (p.stat().st_ino, p.stat().st_mtime_ns) for p in sorted(found)}
 
     def weights(self) -> dict[str, str]:

@@ -53,6 +53,9 @@ def plan():
             f"{len(found.waiting)} images changed too recently or are not all there: they wait for the next run",
             file=sys.stderr,
         )
+    for kind in found.images:
+        for warning in found.warnings(settings, kind):
+            print(f"warning: {warning}", file=sys.stderr)
     return found
 
 

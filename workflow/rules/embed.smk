@@ -1,3 +1,30 @@
+# On the machine that runs Snakemake: nodes of a cluster may have no network.
+localrules:
+    weights,
+
+
+rule weights:
+    output:
+        "results/receipts/weights/{name}.{digest}.json",
+    log:
+        "logs/weights/{name}.{digest}.log",
+    benchmark:
+        "results/benchmarks/weights/{name}.{digest}.tsv"
+    conda:
+        "../../envs/pipeline.yaml"
+    threads: 1
+    resources:
+        mem_mb=16000,
+        runtime=60,
+    params:
+        slice="results/plan/weights/{name}.{digest}.json",
+    message:
+        "Fetch the weights of: {wildcards.name}"
+    shell:
+        "python -P -m pipeline weights {params.slice:q} {output:q} --threads {threads}"
+        " > {log:q} 2>&1"
+
+
 rule embed:
     input:
         upstream("embed"),
