@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, StoreError
 from pipeline.feeding import Batch, End, Entry, Memory, Opened, Reader, Row, Source
 from pipeline.partial import Embeddings
 
@@ -62,7 +62,7 @@ def embed(
     backbone: Embeds,
     threads: int = 1,
     beat: Callable[[int, int], None] = lambda done, of: None,
-) -> Iterator[tuple[Entry, Row | ImageError]]:
+) -> Iterator[tuple[Entry, Row | ImageError | StoreError]]:
     """The rows of images, or why there is none, as they are finished.
 
     Args:
@@ -74,7 +74,8 @@ def embed(
         beat: called with tiles done and tiles in all of the image that is worked on.
 
     Raises:
-        Exception: what `opened`, `finish`, a reader or the model raise, unless it is an ImageError.
+        Exception: what `opened`, `finish`, a reader or the model raise, unless it is an ImageError, or a StoreError of
+            `opened`, which are outcomes.
     """
     reader = Reader(entries, opened, backbone, threads)
     writes: deque[tuple[Source, Future[Row | None]]] = deque()

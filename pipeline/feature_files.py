@@ -21,7 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import feature_formats
+from pipeline import feature_formats, feature_tables
 from pipeline.errors import CONTENT_ERRORS, ImageError
 from pipeline.feature_formats import Raw
 from pipeline.store import digest, file_digest
@@ -33,7 +33,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Raw]]] = {
     ".pth": ("PyTorch", feature_formats.read_pt),
     ".npy": ("npy", feature_formats.read_npy),
     ".npz": ("npz", feature_formats.read_npz),
-    ".csv": ("CSV", feature_formats.read_csv),
+    ".csv": ("CSV", feature_tables.read_csv),
     ".zarr": ("Zarr", feature_formats.read_zarr),
 }
 """What each suffix is called, and its reader."""

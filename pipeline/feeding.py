@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, StoreError
 from pipeline.images import READ_OK, Image
 from pipeline.partial import Embeddings, Partial
 from pipeline.timing import Times
@@ -190,6 +190,8 @@ class Reader:
                 while first < len(source.origins):
                     first += self._fill(source, first)
                 self._tell_apart(source)
+        except StoreError as error:
+            self.ready.put((entry, error))
         except ImageError as error:
             if source:  # it is finished like others, for something of it may be kept
                 source.error = error

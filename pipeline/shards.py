@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import EmptyImage, ImageError, PipelineError, one_line
+from pipeline.errors import EmptyImage, ImageError, PipelineError, StoreError, one_line
 from pipeline.store import digest, read_json, write_json
 
 Row = dict[str, Any]
@@ -33,9 +33,13 @@ Beat = Callable[[int, int], None]
 Entry = dict[str, Any]
 """What a plan's slice says of one image."""
 
-Work = Callable[[Iterable[Entry], Beat], Iterator[tuple[Entry, Row | ImageError]]]
-"""Makes the stores of images, one by one or several at once, and gives with each what its row says beside id and
-status, or why there is none. Images count as begun from when they are taken, until they are given back."""
+Outcome = Row | ImageError | StoreError
+"""What the row of an image says beside id and status; why the image cannot be used; or that what an earlier stage left
+of it is damaged: it gets no row, and the job fails when the other images are done."""
+
+Work = Callable[[Iterable[Entry], Beat], Iterator[tuple[Entry, Outcome]]]
+"""Makes the stores of images, one by one or several at once, and gives each back with its outcome. Images count as
+begun from when they are taken until then."""
 
 Start = Callable[[Beat], Work]
 """Called once in the child, and only when there is work: imports what is heavy, loads a model."""
@@ -125,12 +129,13 @@ def map_shard(shard: Shard, start: Start, limits: Limits) -> list[Row]:
 def one_by_one(make: Callable[[Entry, Beat], Row]) -> Work:
     """The work of a stage that makes one image after the other."""
 
-    def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Row | ImageError]]:
+    def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Outcome]]:
         for entry in entries:
             try:
-                yield entry, make(entry, beat)
-            except ImageError as error:
-                yield entry, error
+                outcome: Outcome = make(entry, beat)
+            except (ImageError, StoreError) as error:
+                outcome = error
+            yield entry, outcome
 
     return work
 
@@ -178,6 +183,9 @@ def _run_child(
                     finished.append(message["row"])
                     del begun[message["row"]["id"]]
                     say(_summary(message["row"], before + len(finished), before + len(images)))
+                case "left":
+                    del begun[message["id"]]
+                    say(f"{message['id']}: {message['line']}")
                 case "error":
                     raise PipelineError(message["line"]) if message["ours"] else RuntimeError(message["line"])
                 case "end":
@@ -241,11 +249,18 @@ def _child(sender: Connection, shard: Shard, groups: list[list[Entry]], start: S
 
     try:
         work = start(beat)
+        damaged: list[StoreError] = []
         for group in groups:
             for image, outcome in work(begin(group), beat):
+                if isinstance(outcome, StoreError):
+                    damaged.append(outcome)
+                    tell(what="left", id=image["id"], line=one_line(outcome))
+                    continue
                 row: Row = {"status": "done", **outcome} if isinstance(outcome, dict) else _failed(outcome)
                 row.setdefault("seconds", round(time.monotonic() - began[image["id"]], 3))
                 tell(what="row", row=shard.remember(image, row))
+        if damaged:
+            raise PipelineError(f"{len(damaged)} images have damaged stores, the first: {damaged[0]}")
         tell(what="end")
     except PipelineError as error:
         tell(what="error", ours=True, line=one_line(error))

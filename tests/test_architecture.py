@@ -54,7 +54,8 @@ SAME_LINE: dict[str, set[str]] = {
     "report": {"figures"},
     "dicom_sort": {"dicom_table"},
     "contact_sheet": {"qc"},
-    "feature_files": {"feature_formats"},
+    "feature_files": {"feature_formats", "feature_tables"},
+    "feature_tables": {"feature_formats"},
     "feature_export": {"feature_formats"},
     # The model's side of embedding knows the reader's.
     "embedding": {"feeding"},

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.errors import EmptyImage, ImageError, PipelineError
+from pipeline.errors import EmptyImage, ImageError, PipelineError, StoreError
 from pipeline.shards import Beat, Entry, Limits, Row, Shard, Work, map_shard, one_by_one
 
 NO_LIMITS = Limits(silence_seconds=60, memory_mb=float("inf"))
@@ -217,6 +217,25 @@ def test_the_machines_fault_fails_the_job_and_no_image(stage: Stage, error: Exce
     stage.actions.clear()
     assert stage.statuses(stage.run()) == done_except()
     assert stage.log() == ["start", *ALL[2:]]
+
+
+def test_a_damaged_store_fails_the_job_when_the_other_images_are_done(
+    stage: Stage, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is no fault of the image, so it gets no row; it is left for the run after `verify --repair`."""
+    for name in ("2.svs", "5.svs"):
+        stage.actions[name] = raises(StoreError(f"results/{name}.zarr: cannot be read (a byte): verify --repair"))
+    with pytest.raises(
+        PipelineError, match="^2 images have damaged stores, the first: results/2.svs.zarr: cannot be r"
+    ):
+        stage.run()
+    assert stage.log() == ["start", *ALL]
+    assert "5.svs: results/5.svs.zarr: cannot be read" in capfd.readouterr().out
+    kept = sorted(json.loads(path.read_bytes())["id"] for path in stage.folder.rglob("*.row.json"))
+    assert kept == [name for name in ALL if name not in ("2.svs", "5.svs")]
+    stage.actions.clear()
+    assert stage.statuses(stage.run()) == done_except()
+    assert stage.log() == ["start", "2.svs", "5.svs"]
 
 
 def test_a_bug_of_ours_is_no_users_error(stage: Stage, capfd: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pipeline.image_settings import HOW_FAST, WHERE_FROM, BackboneSettings
 from pipeline.runners.job import RESULTS, Job
 from pipeline.runners.raw_images import RawImages
 from pipeline.runners.shard import done_row, modality_settings
-from pipeline.shards import Beat, Entry, Row, Shard, Work, map_shard, say
+from pipeline.shards import Beat, Entry, Outcome, Row, Shard, Work, map_shard, say
 from pipeline.store import Store, digest, write_bytes, write_store
 from pipeline.timing import Times, total, verdict
 from pipeline.weights import weights_name
@@ -26,6 +26,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
     settings = {name: value for name, value in job.slice["settings"].items() if name != "weights_file"}
     backbone_settings = BackboneSettings.model_validate(settings["backbone"])
     fetched = job.upstream["weights"][0]["fetched"] if "weights" in job.upstream else None
+    read_at = stamp(backbone_settings.file)
     weights = weights_name(backbone_settings, fetched)
     what = {**settings, "backbone": {k: v for k, v in settings["backbone"].items() if k not in HOW_FAST | WHERE_FROM}}
     folder = RESULTS / "embed" / digest([job.slice["version"], what, weights], 8)
@@ -52,7 +53,7 @@ def run_embed(arguments: argparse.Namespace) -> None:
             device = torch.device("cuda", index)
             torch.cuda.set_device(device)
         backbone = load_backbone(backbone_settings, device, fetched, say, job.threads)
-        if weights_name(backbone_settings, fetched) != weights:
+        if stamp(backbone_settings.file) != read_at:
             raise PipelineError(f"backbone.file: {backbone_settings.file} was replaced while it was read: run again")
         place = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
@@ -86,36 +87,41 @@ def run_embed(arguments: argparse.Namespace) -> None:
         def finish(source: Source) -> Row:
             assert lock is None or not lock.closed  # the GPU stays ours as long as this function lives
             row, store, key = stores(source.entry)
-            with contextlib.closing(source.partial), source.times.spent_on("write"):
+            try:
                 values = source.readable(modality_settings(source.entry["kind"], settings).max_unreadable)
-                attributes = {
-                    "key": key,
-                    "tile_key": row["key"],
-                    "settings": settings,
-                    "weights": weights,
-                    "version": job.slice["version"],
-                    "versions": {"torch": torch.__version__, "timm": timm.__version__},
-                    "device": place,
-                    "batch": backbone.most,
-                    "instances": len(values),
-                    "features": values.shape[1],
-                    "unreadable": int((source.status != READ_OK).sum()),
-                    "tile_store": row["store"],
-                    **source.image.reading(),
-                }
+            except ImageError:
+                source.partial.close()
+                raise
+            attributes = {
+                "key": key,
+                "tile_key": row["key"],
+                "settings": settings,
+                "weights": weights,
+                "version": job.slice["version"],
+                "versions": {"torch": torch.__version__, "timm": timm.__version__},
+                "device": place,
+                "batch": backbone.most,
+                "instances": len(values),
+                "features": values.shape[1],
+                "unreadable": int((source.status != READ_OK).sum()),
+                "tile_store": row["store"],
+                **source.image.reading(),
+                "times": source.times.rounded(),  # without this store's own writing, which its row tells
+            }
+            with source.times.spent_on("write"):
                 if source.entry["kind"] == "series":  # what the backbone was shown of it is worth a look
                     picture = store.with_suffix(".jpg")
                     attributes["picture"] = str(picture)
                     write_bytes(picture, contact_sheet(source.image, source.image.channels))
                 origins = source.origins[source.status == READ_OK]
-                attributes["times"] = source.times.rounded()  # without this store's own writing, which its row tells
                 write_store(store, {"embeddings": values, "origins": origins, "status": source.status}, attributes)
+            source.partial.close()  # not when the disk is full: the next run goes on with it
             return {**done_row(store, attributes), "seconds": source.seconds, "times": source.times.rounded()}
 
-        def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Row | ImageError]]:
+        def work(entries: Iterable[Entry], beat: Beat) -> Iterator[tuple[Entry, Outcome]]:
             done: list[Row] = []
             for entry, outcome in embed(entries, opened, finish, backbone, job.threads, beat):
-                done += [outcome] if isinstance(outcome, dict) and "times" in outcome else []
+                done += [outcome] if isinstance(outcome, dict) and "seconds" in outcome else []  # not of earlier runs
                 yield entry, outcome
             if done:
                 spent = total(row["times"] for row in done)
@@ -128,3 +134,9 @@ def run_embed(arguments: argparse.Namespace) -> None:
     for name, row in rows.items():
         row.update({fact: tiled[name][fact] for fact in FACTS if fact in tiled[name]})
     job.finish(rows=[rows.get(image["id"], tiled[image["id"]]) for image in job.slice["images"]], weights=weights)
+
+
+def stamp(file: str) -> tuple[int, int, int] | None:
+    """What changes when another file takes the place of one; None where there is none."""
+    found = Path(file).stat() if file and Path(file).exists() else None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None

@@ -33,9 +33,20 @@ def slowly(self, tiles):
     return submit(self, tiles)
 
 Backbone.submit = slowly
+if sys.argv[2] == "0.001":
+    import pipeline.runners.embed
+
+    def full(path, arrays, attributes):
+        raise OSError(28, "No space left on device", str(path.parent))
+
+    pipeline.runners.embed.write_store = full
 raise SystemExit(main(sys.argv[3:]))
 """
 """The worker as Snakemake calls it, but that it keeps what it has after every batch, counts and takes its time."""
+
+
+FULL = 0.001
+"""A pause after which the disk has no room for stores, but still for what is kept meanwhile."""
 
 
 def embed(work: Workspace, batches: Path, pause: float) -> subprocess.Popen[bytes]:
@@ -45,7 +56,9 @@ def embed(work: Workspace, batches: Path, pause: float) -> subprocess.Popen[byte
     command = ["embed", *(str(path.relative_to(work.folder)) for path in (plan, receipt)), "--device", "cpu"]
     environment = {**work.environment(), "PYTHONPATH": str(work.repository)}
     arguments = [sys.executable, "-P", "-c", EMBED, str(batches), str(pause), *command]
-    return subprocess.Popen(arguments, cwd=work.folder, env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        arguments, cwd=work.folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
 
 
 def runs(work: Workspace) -> list[Path]:
@@ -105,6 +118,24 @@ def test_a_killed_job_goes_on_in_the_middle_of_a_slide_and_ends_with_the_same_bi
     empty.run()
     assert empty.stores() == before
     assert {row["status"] for row in empty.catalog().values()} == {"done"}
+
+
+def test_a_full_disk_names_the_folder_and_costs_nothing_that_was_embedded(empty: Workspace, tmp_path: Path) -> None:
+    write_slide(empty.folder / "data/raw/slide.tiff", 1, side=512)
+    empty.run("--until", "tile")
+    job = embed(empty, tmp_path / "full", FULL)
+    assert job.wait(timeout=120) == 1
+    assert job.stderr is not None
+    (line,) = [line for line in job.stderr.read().decode().splitlines() if line.startswith("error: ")]
+    assert re.match(r"error: results/embed/\w+/slide\.tiff: .*No space left on device.*mend this and run again", line)
+    batches = len((tmp_path / "full").read_text().split())
+    kept = sum(json.loads((run / "status/zarr.json").read_bytes())["shape"][0] for run in runs(empty))
+    assert kept == (batches - 1) * 8 > 0  # the last one finished the slide, whose store found no room
+    assert not list((empty.folder / "results/embed").rglob("*.row.json"))
+
+    assert embed(empty, tmp_path / "rest", 0).wait(timeout=120) == 0
+    assert len((tmp_path / "rest").read_text().split()) == 1
+    assert [row["status"] for row in rows(empty)] == ["done"]
 
 
 SECONDS = ("open", "read", "decode", "wait", "copy", "forward", "write")
