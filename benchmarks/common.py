@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import json
 import os
 import subprocess
@@ -55,7 +56,8 @@ def main(description: str, measure: Callable[[Path, bool], list[Figure]]) -> int
         # would compile all of torch anew, 10 s that no user waits for twice.
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(Path(folder) / "compiled")
-        figures = measure(Path(folder), arguments.quick)
+        with contextlib.redirect_stdout(sys.stderr):  # jobs that run in this process print their log
+            figures = measure(Path(folder), arguments.quick)
     print(json.dumps([asdict(found) for found in figures], indent=1) if arguments.json else table(figures))
     return 0
 

@@ -1,8 +1,3 @@
-def adopt_minutes(wildcards):
-    """Walltime: half an hour, and a minute an image."""
-    return 30 + images("adopt", wildcards)
-
-
 rule adopt:
     output:
         "results/receipts/adopt/{name}.{digest}.json",

@@ -95,3 +95,8 @@ def embed_minutes(wildcards):
     """Walltime: half an hour, and 15 minutes a slide or 12 seconds a series, of a GPU."""
     each = 15 if wildcards.name.startswith("slide") else 0.2
     return 30 + round(images("embed", wildcards) * each)
+
+
+def adopt_minutes(wildcards):
+    """Walltime: half an hour, and a minute an image."""
+    return 30 + images("adopt", wildcards)
