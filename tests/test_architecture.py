@@ -26,6 +26,7 @@ LINES: tuple[tuple[str, ...], ...] = (
         "heads.*",
         "feature_files",
         "feature_formats",
+        "feature_tables",
         "feature_export",
         "dicom_sort",
         "dicom_table",

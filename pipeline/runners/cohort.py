@@ -108,29 +108,30 @@ def run_gate(arguments: argparse.Namespace) -> None:
     widths = Counter(row["features"] for row in done if "features" in row)
     if widths:
         refuse_other_widths(job.name, done, max(widths, key=lambda width: (widths[width], width)))
-    _refuse_twins(job.name, done, cohort)
+    warnings = _twins(done, cohort)
+    for warning in warnings:
+        say(f"{job.name}: warning: {warning}")
     kept = [{**cohort[row["id"]], **{name: row[name] for name in ("id", "store", "key", "instances")}} for row in done]
     say(f"{job.name}: {len(kept)} of {len(rows)} labelled images can be used")
-    job.finish(rows=kept, classes=job.slice["classes"], labelled=len(rows), failed=len(failed))
+    counts = {"labelled": len(rows), "failed": len(failed)}
+    job.finish(rows=kept, classes=job.slice["classes"], warnings=warnings, **counts)
 
 
-def _refuse_twins(name: str, done: list[Row], cohort: dict[str, dict[str, Any]]) -> None:
-    """Say which images are the same, byte for byte.
-
-    Raises:
-        PipelineError: of two patients: one could be in training and the other in the test.
-    """
-    first_of: dict[str, Row] = {}
+def _twins(done: list[Row], cohort: dict[str, dict[str, Any]]) -> list[str]:
+    """What to say of images that are the same, byte for byte, and of two patients; nothing where there are none."""
+    first_of: dict[str, str] = {}
+    found = []
     for row in done:
-        first = first_of.setdefault(row["key"], row)
-        if first is row:
-            continue
-        if cohort[first["id"]]["patient"] != cohort[row["id"]]["patient"]:
-            raise PipelineError(
-                f"{name}: {first['id']} and {row['id']} hold the same and are of two patients: correct the labels, or "
-                "exclude one of them with a reason there"
-            )
-        say(f"{name}: {first['id']} and {row['id']} hold the same: both count")
+        first = first_of.setdefault(row["key"], row["id"])
+        if cohort[first]["patient"] != cohort[row["id"]]["patient"]:
+            found.append((first, row["id"]))
+    if not found:
+        return []
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return [
+        f"{' and '.join(found[0])}{more} hold the same, byte for byte, and are of different patients: a head may be "
+        "tested on what it was trained on. Correct the labels, or exclude all but one with a reason there"
+    ]
 
 
 def run_split(arguments: argparse.Namespace) -> None:

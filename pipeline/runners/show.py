@@ -107,7 +107,8 @@ def _modality(job: Job, kind: str, rows: list[dict[str, Any]]) -> "Any":
     gate = next((found for found in job.upstream.get("gate", []) if found["name"] == kind), None)
     of_images = ("image", "status", "reason", "mpp", "mpp_source", "notes")
     images = [{name: row.get(name, "") for name in of_images} for row in rows]
-    shown = {**glances_of(kind, rows), "warnings": cohort["warnings"], **_spent(rows)}
+    warnings = [*cohort["warnings"], *(gate or {}).get("warnings", [])]
+    shown = {**glances_of(kind, rows), "warnings": warnings, **_spent(rows)}
     unlabelled = sum(not row.get("label") and row["status"] == "done" for row in rows)
     if gate is None:
         counts = {"patients": 0, "bags": 0, "labelled": {}, "unlabelled": unlabelled, "mixed_patients": 0}
