@@ -118,7 +118,9 @@ class SeriesWriter:
 
         self._template = self._slice()
         rng = np.random.default_rng(0)
-        self._noise = rng.normal(35 + 1024, 40, 4 * SLICES * SIDE * SIDE).astype(np.int16).tobytes()
+        values = rng.normal(35 + 1024, 40, 4 * SLICES * SIDE * SIDE).astype(np.int16)
+        values[np.arange(len(values)) % SIDE < SIDE // 8] = -1000 + 1024  # an eighth is air, as values in HU have it
+        self._noise = values.tobytes()
         self._pixels = len(self._template) - SIDE * SIDE * 2
 
     def _slice(self) -> bytes:
