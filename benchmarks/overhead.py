@@ -150,9 +150,10 @@ def plain_embed(folders: list[Path], out: Path, config: dict[str, Any]) -> list[
     import torch
 
     from pipeline.backbone import load_backbone
+    from pipeline.contact_sheet import contact_sheet
     from pipeline.image_settings import SeriesSettings
     from pipeline.images import reopen_image
-    from pipeline.store import Store, digest, write_store
+    from pipeline.store import Store, digest, write_bytes, write_store
 
     torch.set_num_threads(CORES)
     settings = SeriesSettings.model_validate(config["series"])
@@ -175,6 +176,7 @@ def plain_embed(folders: list[Path], out: Path, config: dict[str, Any]) -> list[
             "features": values.shape[1],
         }
         arrays = {"embeddings": values, "origins": origins[status == 0], "status": status}
+        write_bytes(out / "embed" / f"{folder.name}.jpg", contact_sheet(image, image.channels))
         write_store(out / "embed" / f"{folder.name}.zarr", arrays, attributes)
         each.append(time.perf_counter() - began)
     return each
