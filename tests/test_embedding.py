@@ -21,7 +21,8 @@ from pipeline.errors import ImageError, PipelineError
 from pipeline.feeding import ROOMS, Entry, Row, Source
 from pipeline.image_settings import BackboneSettings
 from pipeline.partial import Partial
-from support.images import Numbered
+from support.disk import fill_disk
+from support.images import Breaks, Numbered
 
 
 class Sent:
@@ -207,19 +208,6 @@ def test_an_image_with_too_many_unreadable_tiles_fails_alone(tmp_path: Path) -> 
     assert str(outcomes[1]) == "2 of 10 tiles cannot be read (max_unreadable 0.1): is the file whole?"
     assert str(outcomes[2]) == "none of its 2 tiles can be read: is the file whole?"
     assert shard.values() == {0: [[1, n] for n in range(3)], 3: [[4, n] for n in range(3)]}
-
-
-class Breaks(Numbered):
-    """Ends with an error at one of its tiles."""
-
-    def __init__(self, number: int, at: int, error: Exception) -> None:
-        super().__init__(number)
-        self.at, self.error = at, error
-
-    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        if self.at in origins[:, 0] // 2:
-            raise self.error
-        return super().look(origins, threads)
 
 
 @pytest.mark.parametrize("depth", [0, 1])
@@ -522,14 +510,7 @@ def with_clock(shard: Shard, moment: list[float]) -> Any:
 def test_a_disk_that_is_full_for_what_is_kept_is_named_and_fails_no_image(
     tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Path.open
-
-    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if "w" in mode:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return opened(path, mode, *rest, **options)
-
-    monkeypatch.setattr(Path, "open", full)
+    fill_disk(monkeypatch)
     outcomes: list[tuple[Entry, Row | ImageError]] = []
     with pytest.raises(OSError, match="No space left") as caught:
         outcomes.extend(noise(tmp_path).start(backbone))

@@ -17,7 +17,7 @@ from pipeline.errors import ImageError
 from pipeline.feeding import ROOMS, Batch, End, Entry, Reader, Row, Source
 from pipeline.images import READ_FAILED, READ_OK
 from pipeline.partial import Partial
-from support.images import Numbered
+from support.images import Breaks, Numbered
 
 
 class Memory:
@@ -203,19 +203,6 @@ def test_an_image_whose_tiles_are_all_kept_is_given_to_be_finished_and_not_read(
     assert image.reads == []
     assert source.readable(0.2).tolist() == [[0.5, 0.5]] * 4
     assert source.status.tolist() == [1, 0, 0, 0, 0]
-
-
-class Breaks(Numbered):
-    """Ends with an error at one of its tiles."""
-
-    def __init__(self, number: int, at: int, error: Exception) -> None:
-        super().__init__(number)
-        self.at, self.error = at, error
-
-    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        if self.at in origins[:, 0] // 2:
-            raise self.error
-        return super().look(origins, threads)
 
 
 def test_an_image_that_cannot_be_opened_is_said_and_the_next_is_read(tmp_path: Path) -> None:

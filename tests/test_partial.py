@@ -1,16 +1,15 @@
 """A run of tiles is taken up again when every byte of it is as it was, it is this image's, and no other is missing."""
 
-import errno
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from pipeline.partial import Partial
+from support.disk import fill_disk
 
 VALUES: NDArray[np.float16] = np.random.default_rng(0).standard_normal((9, 5)).astype(np.float16)
 STATUS: NDArray[np.uint8] = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0], np.uint8)
@@ -121,15 +120,8 @@ def test_nothing_is_left_when_it_is_closed(partial: Partial, tmp_path: Path) -> 
 def test_a_full_disk_is_named_and_leaves_the_runs_that_were_there(
     partial: Partial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = Path.open
-
-    def full(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
-        if "w" in mode:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return opened(path, mode, *rest, **options)
-
     with monkeypatch.context() as during:
-        during.setattr(Path, "open", full)
+        fill_disk(during)
         with pytest.raises(OSError, match="No space left") as caught:
             partial.save(9, VALUES, STATUS)
     assert caught.value.filename == str(partial.folder)

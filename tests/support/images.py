@@ -73,3 +73,16 @@ class Numbered(StandIn):
         shape = (len(numbers), self.tile_size[1], self.tile_size[0], 3)
         tiles = np.broadcast_to(colours[:, None, None].astype(np.uint8), shape)
         return tiles, np.where(np.isin(numbers, self.broken), READ_FAILED, READ_OK).astype(np.uint8)
+
+
+class Breaks(Numbered):
+    """Ends with an error at one of its tiles."""
+
+    def __init__(self, number: int, at: int, error: Exception) -> None:
+        super().__init__(number)
+        self.at, self.error = at, error
+
+    def look(self, origins: NDArray[np.int32], threads: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        if self.at in origins[:, 0] // 2:
+            raise self.error
+        return super().look(origins, threads)
