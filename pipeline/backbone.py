@@ -55,7 +55,6 @@ class OnGpu:
     started: Any
     ended: Any
     landed: Any
-    check: Callable[[Tensor], None]
 
     def result(self) -> tuple[Values, float, float, float]:
         """As `OnCpu.result`; waits until the GPU has brought it."""
@@ -69,7 +68,7 @@ class OnGpu:
                     (self.started, self.ended),
                 )
             )
-        self.check(self.values)
+        check_finite(self.values)
         return self.values.numpy(), wait, copy, forward
 
 
@@ -171,7 +170,7 @@ class Backbone:
         self._last = ended = self._event()
         landing = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         landing.copy_(values, non_blocking=True)
-        return OnGpu(landing, before, copying, copied, started, ended, self._event(), check_finite)
+        return OnGpu(landing, before, copying, copied, started, ended, self._event())
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)

@@ -21,7 +21,7 @@ from pipeline.partial import Embeddings, Partial
 from pipeline.timing import Times
 
 ROOMS = 4
-"""Batches in memory: one being filled, one waiting, one computed and, on a GPU, one whose results are on their way."""
+"""Batches in memory: one being filled, one waiting, one computed, and one behind it so that no core stands still."""
 
 Entry = dict[str, Any]
 Row = dict[str, Any]

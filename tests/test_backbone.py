@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from torchvision.transforms import InterpolationMode
 
 from pipeline import backbone as backbone_module
-from pipeline.backbone import Backbone, OnGpu, check_finite, load_backbone
+from pipeline.backbone import Backbone, OnGpu, load_backbone
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.image_settings import BackboneSettings
 from pipeline.resizing import Geometry
@@ -403,7 +403,7 @@ class Event:
 
 def on_gpu(numbers: Tensor, error: Exception | None = None) -> OnGpu:
     before, copying, copied, started, ended = (Event(at) for at in (0.0, 100.0, 350.0, 400.0, 1400.0))
-    return OnGpu(numbers, before, copying, copied, started, ended, Event(1500.0, error), check_finite)
+    return OnGpu(numbers, before, copying, copied, started, ended, Event(1500.0, error))
 
 
 def test_the_events_of_a_gpu_give_seconds_of_waiting_copying_and_working() -> None:
